@@ -1,0 +1,1 @@
+"""MM-Grounding-DINO in plain PyTorch."""
