@@ -6,7 +6,8 @@ plain data, so a model is rebuilt from its file alone.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,88 @@ def model_config_from_dict(data: dict[str, Any]) -> ModelConfig:
         return ModelConfig(**{**data, "backbone": BackboneConfig(**backbone), "text": TextConfig(**data["text"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a model config of this version of groundingdino: {error}") from error
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the expressions and images are, and how they are read. Paths of annotations and images are below `root`."""
+
+    root: Path = Path("refcoco")
+    images: str = "train2014"
+    train: str = "mdetr_annotations/finetune_refcoco_train.json"
+    evaluation: dict[str, str] = field(  # split -> annotation file; the first one decides which checkpoint is best
+        default_factory=lambda: {
+            split: f"mdetr_annotations/finetune_refcoco_{split}.json" for split in ("val", "testA", "testB")
+        }
+    )
+    batch_size: int = 2  # images per device and micro-batch
+    evaluation_batch_size: int = 1
+    workers: int = 4  # loader processes per device; 0 loads in the training process
+    train_sides: tuple[int, ...] = tuple(range(480, 801, 32))  # pixels of the short side, one drawn per image
+    train_long_side: int = 1333  # pixels, at most
+    crop: bool = True  # half of the images are cropped before the resize, which may lose the object
+    evaluation_side: int = 800
+    evaluation_long_side: int = 1333
+    flip_probability: float = 0.0  # a flip swaps left and right in the sentence too
+    on_bad_sample: Literal["stop", "skip"] = "stop"  # a missing image, a box outside it, ...
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as mmdet's RefCOCO recipe has it (lr 2e-4 for 8 devices with 4 images each)."""
+
+    lr: float = 2e-4  # for `base_batch` images per step
+    base_batch: int = 32
+    scale_lr: bool = True  # multiply lr by (images per step) / base_batch
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 0.1  # largest norm of all gradients together; 0 = never clip
+    # Part of a parameter's name -> factor on lr; the longest part that matches wins. mmdet's key `backbone` also
+    # matches its `language_backbone`: BERT trains at 0.1 of the rate too.
+    lr_multipliers: dict[str, float] = field(default_factory=lambda: {"backbone": 0.1, "text_encoder": 0.1})
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Factor on the learning rate over time."""
+
+    kind: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[int, ...] = (3,)  # after this many epochs the rate drops by `gamma` (kind "steps")
+    gamma: float = 0.1
+    warmup_steps: int = 0  # linear from `warmup_start` to 1
+    warmup_start: float = 0.1
+    final: float = 0.0  # factor after the last step (kind "cosine")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on; written into the run folder as it was resolved."""
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: Path = Path("runs/refcoco")  # folder of checkpoints, metrics, pictures
+    init: Path | None = None  # weights to start from: our .safetensors, or a .pth of mmdet
+    epochs: int = 5
+    accumulate: int = 1  # micro-batches per optimizer step; their gradients are averaged
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = True  # recompute backbone and encoder in the backward pass: less memory, more time
+    ema_decay: float = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
+    freeze: tuple[Literal["backbone", "text_encoder"], ...] = ()
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, npu
+    resume: str | None = None  # "auto" = this run folder's last checkpoint if there is one, or a path
+    save_every: int = 1000  # steps between checkpoints, besides the one after each epoch
+    log_every: int = 10  # steps between reads of the losses from the device
+    evaluate_every: int = 1  # epochs
+    pictures: int = 4  # drawn after each evaluation
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss that is not finite does to the run
+
+
+def refcoco() -> TrainConfig:
+    """The main recipe: MM-Grounding-DINO-B on RefCOCO, for 8 devices (mmdet `refcoco/..._finetune_8xb4_5e_refcoco`)."""
+    return TrainConfig(swin_b(), init=Path("weights/grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"))
+
+
+TRAIN_PRESETS = {"refcoco": refcoco}
