@@ -1,0 +1,6 @@
+"""Operators with a kernel of their own; each has a reference with the same signature."""
+
+from groundingdino.ops.ms_deform_attn import ms_deform_attn
+from groundingdino.ops.reference import ms_deform_attn_reference
+
+__all__ = ["ms_deform_attn", "ms_deform_attn_reference"]
