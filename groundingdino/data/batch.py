@@ -1,0 +1,111 @@
+"""From samples to a batch: what a loader hands over.
+
+Axes: B images, H/W pixels, N objects, T text tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundingdino import text
+from groundingdino.boxes import xyxy_to_cxcywh
+from groundingdino.data import transforms
+from groundingdino.structures import ImageBatch, Targets, TextBatch
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """Where a sample comes from and what was done to it."""
+
+    image_path: Path
+    caption: str  # what was tokenised
+    size: tuple[int, int]  # (height, width) of the resized image, in pixels
+    original_size: tuple[int, int]  # (height, width) of the file, upright
+    scale_factor: tuple[float, float]  # (width, height); of the whole, also where a crop lies between
+    sample_id: int  # index in its source
+    dataset_name: str
+    line: int  # of the annotation file, from 1; of a single JSON document, the entry's number from 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with a caption and, in training, the objects that it names."""
+
+    image: Tensor  # (3, h, w) uint8 RGB
+    caption: text.EncodedCaption
+    info: SampleInfo
+    boxes: Tensor | None = None  # (N, 4) xyxy in pixels of `image`; None where there are no targets
+    labels: Tensor | None = None  # (N,) int64, see structures.Targets
+    spans: tuple[text.Spans, ...] = ()  # per object, characters of the caption
+    problems: tuple[str, ...] = ()  # what was skipped on the way, one line each
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loader yields. `structures.to_device` moves it; pin_memory works on it."""
+
+    images: ImageBatch
+    text: TextBatch
+    targets: Targets | None
+    info: tuple[SampleInfo, ...]
+    problems: tuple[str, ...] = ()  # of all samples; the consumer counts and reports them
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory; torch's loader calls this."""
+        return _pinned(self)
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _pinned(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def collate_images(images: Sequence[Tensor]) -> ImageBatch:
+    """(3, h, w) uint8 images, normalised, then padded with 0 on the right and bottom to the largest; no multiple."""
+    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    pixels = torch.zeros(len(images), 3, height, width)
+    valid = torch.zeros(len(images), height, width, dtype=torch.bool)
+    for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        transforms.normalise(image, out=pixels[index, :, :h, :w])
+        valid[index, :h, :w] = True
+    return ImageBatch(pixels, valid, sizes)
+
+
+def collate_targets(samples: Sequence[Sample], num_tokens: int) -> Targets:
+    """The objects of all samples, padded to the most in one (at least 1)."""
+    counts = tuple(0 if sample.boxes is None else len(sample.boxes) for sample in samples)
+    B, N = len(samples), max(1, *counts)
+    boxes = torch.zeros(B, N, 4)
+    labels = torch.zeros(B, N, dtype=torch.int64)
+    named = torch.zeros(B, N, num_tokens, dtype=torch.bool)
+    for index, (sample, count) in enumerate(zip(samples, counts, strict=True)):
+        if count == 0:
+            continue
+        h, w = sample.image.shape[1:]
+        boxes[index, :count] = xyxy_to_cxcywh(sample.boxes) / torch.tensor([w, h, w, h])
+        labels[index, :count] = sample.labels
+        named[index, :count] = text.positive_map(sample.caption, sample.spans, num_tokens)
+    return Targets(boxes, named, labels, torch.arange(N) < torch.tensor(counts)[:, None], counts)
+
+
+def collate(samples: Sequence[Sample], max_tokens: int = text.MAX_TOKENS) -> Batch:
+    """Samples of any sizes and captions -> one batch. Targets are None if no sample has any (`boxes` is None)."""
+    words = text.collate_text([sample.caption for sample in samples], max_tokens)
+    targets = None
+    if any(sample.boxes is not None for sample in samples):
+        targets = collate_targets(samples, num_tokens=words.token_ids.shape[1])
+    return Batch(
+        collate_images([sample.image for sample in samples]),
+        words,
+        targets,
+        tuple(sample.info for sample in samples),
+        tuple(problem for sample in samples for problem in sample.problems),
+    )
