@@ -51,7 +51,9 @@ class Targets:
 
     boxes: Tensor  # (B, N, 4) cxcywh in [0, 1] of the unpadded image
     positive_map: Tensor  # (B, N, T) bool, True where a token names the object
-    labels: Tensor  # (B, N) int64, row of the denoising label embedding: index of the class in the prompt or of the phrase
+    labels: (
+        Tensor  # (B, N) int64, row of the denoising label embedding: index of the class in the prompt or of the phrase
+    )
     valid: Tensor  # (B, N) bool, True = real
     counts: tuple[int, ...]  # objects of each image, on the host
 
@@ -72,4 +74,6 @@ class Detections:
     scores: Tensor  # (K,) in [0, 1]
     labels: Tensor  # (K,) int64, index into the prompt's categories, spans or phrases; 0 in referring mode
     names: tuple[str, ...]  # one per detection
-    spans: tuple[tuple[tuple[int, int], ...], ...] | None = None  # per detection, characters [start, end) of the caption
+    spans: tuple[tuple[tuple[int, int], ...], ...] | None = (
+        None  # per detection, characters [start, end) of the caption
+    )

@@ -1,0 +1,117 @@
+"""Attention and feed-forward blocks that the enhancer, the decoder and the text layers are made of.
+
+Axes: B images, Q queries, K keys, S image tokens, D width, M heads, L levels, P points.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundingdino.ops import ms_deform_attn
+
+
+class MultiheadAttention(nn.Module):
+    """`nn.MultiheadAttention`'s parameters, with a boolean mask per sample and scaled_dot_product_attention inside."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attends: Tensor | None = None) -> Tensor:
+        """query (B, Q, D), key and value (B, K, D); attends bool, broadcastable to (B, M, Q, K), True = may look."""
+        width = query.shape[-1]
+        if query is key:
+            q, k = F.linear(query, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width]).chunk(2, dim=-1)
+            v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        else:
+            q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
+            k = F.linear(key, self.in_proj_weight[width : 2 * width], self.in_proj_bias[width : 2 * width])
+            v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, ., D / M)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attends)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, Linear; the caller adds the residual."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(F.relu(self.fc1(x), inplace=True))
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention (Zhu et al. 2021, eq. 3; mmcv `ops/multi_scale_deform_attn.py`)."""
+
+    def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """mmcv's start: head m looks in direction m, point p at p + 1 pixels, all with equal weight."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)
+        offsets = direction[:, None, None, :] * steps[None, None, :, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        value: Tensor,
+        centers: Tensor,
+        offset_scale: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        valid: Tensor | None,
+    ) -> Tensor:
+        """Look around the centres.
+
+        Args:
+            query: (B, Q, D), position included.
+            value: (B, S, D) image tokens.
+            centers: (B, Q, L, 2) reference point in each level's padded map, (x, y) in [0, 1].
+            offset_scale: broadcastable to (B, Q, L, 2): what an offset of 1 is worth in those units.
+            shapes: (height, width) of each level, on the host.
+            valid: (B, S) bool, True = real, or None where nothing is padded.
+
+        Returns:
+            (B, Q, D).
+        """
+        split = (self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(value)
+        if valid is not None:
+            value = value.masked_fill(~valid[..., None], 0.0)
+        # Locations stay float32 under autocast: bfloat16 would round them to a third of a pixel.
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (*split, 2))  # (B, Q, M, L, P, 2)
+        locations = torch.addcmul(centers[:, :, None, :, None], offsets, offset_scale[:, :, None, :, None])
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1, dtype=torch.float32)
+        value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, D / M)
+        out = ms_deform_attn(value, shapes, locations, weights.unflatten(-1, split[1:]))
+        return self.output_proj(out.to(value.dtype))

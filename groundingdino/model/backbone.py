@@ -1,0 +1,162 @@
+"""Swin Transformer (Liu et al. 2021) from timm's parts, computing what mmdet's `backbones/swin.py` computes.
+
+Two places differ from timm's own model, and matter to released weights: mmdet pads a map to whole windows *before* it
+rolls it (timm rolls first), and it never shrinks a window or drops a shift where the map is smaller than a window.
+Padded positions are zeros after the norm, and are not masked.
+
+Axes: B images, H/W of the map, N tokens of a window, C channels, M heads.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.models.swin_transformer import PatchMerging, get_relative_position_index, window_partition, window_reverse
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groundingdino.config import BackboneConfig
+
+MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
+
+
+@cache
+def _relative_position_index(window: int, device: torch.device) -> Tensor:
+    return get_relative_position_index(window, window, device=device).flatten()
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(windows, N, N): 0 where two tokens of a shifted window were neighbours before the roll, else -100.
+
+    height and width are those of the padded map.
+    """
+
+    def regions(size: int) -> Tensor:
+        at = torch.arange(size, device=device)
+        return (at >= size - window).float() + (at >= size - shift).float()
+
+    region = regions(height)[:, None] * 3 + regions(width)[None, :]
+    region = window_partition(region[None, :, :, None], (window, window)).flatten(1)  # (windows, N)
+    return (region[:, None, :] != region[:, :, None]).float() * MASKED
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows, with a learned bias for each relative position."""
+
+    def __init__(self, channels: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def position_bias(self) -> Tensor:
+        """(M, N, N)."""
+        tokens = self.window**2
+        index = _relative_position_index(self.window, self.relative_position_bias_table.device)
+        return self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
+
+    def forward(self, x: Tensor, shift: int, mask: Tensor | None) -> Tensor:
+        """x (B, H, W, C) normalised; mask from `shift_mask` for a shifted block. Returns (B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        window = (self.window, self.window)
+        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        padded_height, padded_width = x.shape[1:3]
+        if shift:
+            x = torch.roll(x, (-shift, -shift), dims=(1, 2))
+        windows = window_partition(x, window).flatten(1, 2)  # (B * windows, N, C)
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # (B * windows, M, N, C / M)
+        bias = self.position_bias()[None].to(q.dtype)
+        if mask is not None:
+            bias = (bias + mask[:, None].to(q.dtype)).repeat(batch, 1, 1, 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, window)
+        out = window_reverse(out, window, padded_height, padded_width)
+        if shift:
+            out = torch.roll(out, (shift, shift), dims=(1, 2))
+        return out[:, :height, :width]
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm window attention and MLP."""
+
+    def __init__(self, channels: int, num_heads: int, window: int, shifted: bool, drop_path: float) -> None:
+        super().__init__()
+        self.shift = window // 2 if shifted else 0
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(channels, num_heads, window)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, 4 * channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, H, W, C) -> the same."""
+        x = x + self.drop_path(self.attn(self.norm1(x), self.shift, mask if self.shift else None))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, plain and shifted in turn, and the merging into the next."""
+
+    def __init__(self, channels: int, num_heads: int, window: int, drop_paths: list[float], downsample: bool) -> None:
+        super().__init__()
+        self.window = window
+        self.blocks = nn.ModuleList(
+            SwinBlock(channels, num_heads, window, shifted=i % 2 == 1, drop_path=rate)
+            for i, rate in enumerate(drop_paths)
+        )
+        self.downsample = PatchMerging(channels) if downsample else None
+
+    def forward(self, x: Tensor, recompute: bool) -> Tensor:
+        """(B, H, W, C) -> the same, before merging."""
+        height, width = (-(-size // self.window) * self.window for size in x.shape[1:3])
+        mask = None
+        if len(self.blocks) > 1:
+            mask = shift_mask(height, width, self.window, self.window // 2, x.device)
+        for block in self.blocks:
+            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+        return x
+
+
+class SwinBackbone(nn.Module):
+    """Pixels -> maps of the stages that the detector uses, each through a LayerNorm of its own."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.recompute = False
+        self.out_stages = config.out_stages
+        self.patch_embed = PatchEmbed(
+            img_size=None, patch_size=4, embed_dim=config.embed_dim, norm_layer=nn.LayerNorm,
+            output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
+        )  # fmt: skip
+        total = sum(config.depths)
+        rates = [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+        self.stages = nn.ModuleList()
+        for i, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
+            start = sum(config.depths[:i])
+            last = i == len(config.depths) - 1
+            channels = config.embed_dim * 2**i
+            stage = SwinStage(channels, heads, config.window_size, rates[start : start + depth], downsample=not last)
+            self.stages.append(stage)
+        self.channels = tuple(config.embed_dim * 2**i for i in config.out_stages)
+        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(config.embed_dim * 2**i) for i in config.out_stages})
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised -> one (B, C, H / 4 / 2**i, W / 4 / 2**i) a stage in `out_stages` (sizes round up)."""
+        x = self.patch_embed(pixels)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x, self.recompute and self.training)
+            if i in self.out_stages:
+                maps.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return maps

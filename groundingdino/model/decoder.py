@@ -1,0 +1,85 @@
+"""The cross-modality decoder (Grounding DINO section 3.4; mmdet `GroundingDinoTransformerDecoder`).
+
+Axes: B images, Q queries, S image tokens, T text tokens, L levels, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundingdino.config import ModelConfig
+from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention
+from groundingdino.model.feature_enhancer import ImageTokens
+from groundingdino.model.heads import BoxHead, ContrastiveHead, inverse_sigmoid
+from groundingdino.model.positions import box_encoding
+from groundingdino.structures import Prediction
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, text attention, deformable image attention, feed-forward; post-norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.num_heads
+        self.self_attention = MultiheadAttention(width, heads)
+        self.self_attention_norm = nn.LayerNorm(width)
+        self.text_attention = MultiheadAttention(width, heads)
+        self.text_attention_norm = nn.LayerNorm(width)
+        self.image_attention = DeformableAttention(width, heads, config.num_levels, config.num_points)
+        self.image_attention_norm = nn.LayerNorm(width)
+        self.ffn = FeedForward(width, config.ffn_width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.num_points = config.num_points
+
+    def forward(
+        self, query: Tensor, position: Tensor, reference: Tensor, attends: Tensor | None,
+        memory: Tensor, image: ImageTokens, text_memory: Tensor, text_valid: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """query and position (B, Q, D), reference (B, Q, L, 4) in each padded map, attends (Q, Q) or None."""
+        placed = query + position
+        query = self.self_attention_norm(query + self.self_attention(placed, placed, query, attends))
+        read = self.text_attention(query + position, text_memory, text_memory, text_valid[:, None, None])
+        query = self.text_attention_norm(query + read)
+        offset_scale = reference[..., 2:] * (0.5 / self.num_points)
+        looked = self.image_attention(
+            query + position, memory, reference[..., :2], offset_scale, image.shapes, image.valid
+        )
+        query = self.image_attention_norm(query + looked)
+        return self.ffn_norm(query + self.ffn(query))
+
+
+class Decoder(nn.Module):
+    """Refines reference boxes layer by layer; every layer answers with logits and boxes of its own heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(width)
+        self.position_fc1 = nn.Linear(2 * width, width)
+        self.position_fc2 = nn.Linear(width, width)
+        self.contrastive_heads = nn.ModuleList(ContrastiveHead() for _ in range(config.decoder_layers))
+        self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(config.decoder_layers))
+
+    def forward(
+        self, query: Tensor, boxes: Tensor, attends: Tensor | None,
+        memory: Tensor, image: ImageTokens, text_memory: Tensor, text_valid: Tensor,
+    ) -> tuple[Prediction, ...]:  # fmt: skip
+        """query (B, Q, D), boxes (B, Q, 4) first references, attends (Q, Q) bool or None. One prediction a layer."""
+        ratios = torch.cat((image.valid_ratios, image.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
+        reference = boxes  # what the next layer looks around, without gradient
+        forward_reference = boxes  # the same with the last layer's gradient ("look forward twice", DINO section 3.5)
+        predictions = []
+        for i, layer in enumerate(self.layers):
+            scaled = reference[:, :, None] * ratios
+            position = box_encoding(scaled[:, :, 0], query.shape[-1] // 2).to(query.dtype)
+            position = self.position_fc2(F.relu(self.position_fc1(position)))
+            query = layer(query, position, scaled, attends, memory, image, text_memory, text_valid)
+            normed = self.norm(query)
+            answer = self.box_heads[i](normed) + inverse_sigmoid(forward_reference, eps=1e-5)
+            logits = self.contrastive_heads[i](normed, text_memory, text_valid)
+            predictions.append(Prediction(logits, answer.sigmoid()))
+            if i + 1 < len(self.layers):
+                forward_reference = (self.box_heads[i](query) + inverse_sigmoid(reference, eps=1e-3)).sigmoid()
+                reference = forward_reference.detach()
+        return tuple(predictions)

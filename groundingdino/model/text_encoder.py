@@ -1,0 +1,78 @@
+"""BERT (Devlin et al. 2019) as Grounding DINO uses it: own positions, a mask per sub-sentence, no pooler.
+
+Our own module, not transformers': its interface to three-dimensional masks has broken several times (USERS pains).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundingdino.config import TextConfig
+from groundingdino.structures import TextBatch
+
+LAYER_NORM_EPS = 1e-12
+
+
+class BertEmbeddings(nn.Module):
+    """Word + position + segment 0, normalised."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Embedding(config.max_positions, config.width)
+        self.token_type = nn.Embedding(2, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        for embedding in (self.word, self.position, self.token_type):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, token_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, T) ids, (B, T) positions -> (B, T, width)."""
+        return self.norm(self.word(token_ids) + self.position(position_ids) + self.token_type.weight[0])
+
+
+class BertLayer(nn.Module):
+    """One post-norm transformer layer."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+        self.attention_out = nn.Linear(config.width, config.width)
+        self.attention_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.ffn_in = nn.Linear(config.width, config.ffn_width)
+        self.ffn_out = nn.Linear(config.ffn_width, config.width)
+        self.ffn_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        for linear in (self.query, self.key, self.value, self.attention_out, self.ffn_in, self.ffn_out):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, attends: Tensor) -> Tensor:
+        """x (B, T, width), attends (B, 1, T, T) bool."""
+        q, k, v = (
+            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=attends).transpose(1, 2).flatten(2)
+        x = self.attention_norm(x + self.attention_out(context))
+        return self.ffn_norm(x + self.ffn_out(F.gelu(self.ffn_in(x))))
+
+
+class TextEncoder(nn.Module):
+    """Token ids -> text tokens in the detector's width."""
+
+    def __init__(self, config: TextConfig, width: int) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_layers))
+        self.projection = nn.Linear(config.width, width)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, text: TextBatch) -> Tensor:
+        """(B, T, D). A token sees its own sub-sentence only, so captions of one batch never meet."""
+        x = self.embeddings(text.token_ids, text.position_ids)
+        attends = text.attends[:, None]
+        for layer in self.layers:
+            x = layer(x, attends)
+        return self.projection(x)
