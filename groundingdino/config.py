@@ -126,8 +126,10 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.1  # largest norm of all gradients together; 0 = never clip
     # Part of a parameter's name -> factor on lr; the longest part that matches wins. mmdet's key `backbone` also
-    # matches its `language_backbone`: BERT trains at 0.1 of the rate too.
-    lr_multipliers: dict[str, float] = field(default_factory=lambda: {"backbone": 0.1, "text_encoder": 0.1})
+    # matches its `language_backbone`: BERT trains at 0.1 of the rate too, but not the map from its width to ours.
+    lr_multipliers: dict[str, float] = field(
+        default_factory=lambda: {"backbone": 0.1, "text_encoder": 0.1, "text_encoder.projection": 1.0}
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""What a run writes down: a line per step in `metrics.jsonl`, TensorBoard, and a plot of the curves.
+
+Losses stay on the device until `log_every` steps have gathered, and then travel in one copy.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """One optimizer step as the host knows it."""
+
+    step: int  # 1 = the first
+    epoch: int  # 0 = the first
+    lr: float
+    images: int  # over all processes
+    terms: dict[str, float]  # averaged over micro-batches and processes; `loss` is their sum
+    own_loss: float  # this process's own
+    grad_norm: float  # before clipping
+    samples: tuple[Any, ...]  # SampleInfo of this process's images
+
+
+class DeferredSteps:
+    """Keeps the losses of the last steps on the device and reads them all at once."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._rows: list[Tensor] = []
+        self._plain: list[dict[str, Any]] = []
+        self._names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, terms: dict[str, Tensor], grad_norm: Tensor, **plain: Any) -> None:
+        """Remember a step: scalars on the device, and `step`, `epoch`, `lr`, `images`, `samples`."""
+        self._names = list(terms)
+        self._rows.append(torch.stack([*terms.values(), grad_norm.to(terms["loss"].dtype)]).detach())
+        self._plain.append(plain)
+
+    def read(self) -> list[StepValues]:
+        """The remembered steps: one exchange between processes, one copy to the host. Forgets them."""
+        if not self._rows:
+            return []
+        own = torch.stack(self._rows)  # (steps, terms + 1)
+        mean = own
+        if self._processes > 1:
+            mean = own.clone()
+            torch.distributed.all_reduce(mean)
+            mean = mean / self._processes
+        values = torch.stack([mean, own]).tolist()
+        column = self._names.index("loss")
+        steps = [
+            StepValues(
+                terms=dict(zip(self._names, mean_row, strict=False)),
+                own_loss=own_row[column],
+                grad_norm=own_row[-1],
+                **plain,
+            )
+            for mean_row, own_row, plain in zip(*values, self._plain, strict=True)
+        ]
+        self._rows, self._plain = [], []
+        return steps
+
+
+class MetricsLog:
+    """Writes `metrics.jsonl` and TensorBoard files into the run folder. One process only."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        """`first_step`: the number of steps already taken; lines of later steps, left by a killed run, are removed."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
+
+        self._path = run / METRICS
+        _drop_lines_after(self._path, first_step)
+        self._file = open(self._path, "a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._time = time.perf_counter()
+
+    def steps(self, steps: Sequence[StepValues]) -> float:
+        """Write down steps that were read together. Images per second since the last call, also on the lines."""
+        now = time.perf_counter()
+        speed = sum(s.images for s in steps) / max(now - self._time, 1e-9)
+        self._time = now
+        for s in steps:
+            row = {"step": s.step, "epoch": s.epoch, **s.terms, "lr": s.lr, "grad_norm": s.grad_norm}
+            self._write({**row, "images_per_second": round(speed, 4)})
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    folder = "optimizer" if name in ("lr", "grad_norm") else "loss"
+                    self._board.add_scalar(f"{folder}/{name}", value, s.step)
+        self._board.add_scalar("speed/images_per_second", speed, steps[-1].step)
+        return speed
+
+    def evaluation(self, step: int, epoch: int, figures: dict[str, dict[str, float]]) -> None:
+        """Write down one evaluation: split -> figure -> value."""
+        self._write({"step": step, "epoch": epoch, "evaluation": figures})
+        for split, values in figures.items():
+            for name, value in values.items():
+                self._board.add_scalar(f"evaluation/{split} {name}", value, step)
+        self._board.flush()
+
+    def picture(self, step: int, name: str, pixels: Tensor) -> None:
+        """Show a (3, H, W) uint8 picture."""
+        self._board.add_image(f"pictures/{name}", pixels, step)
+
+    def skip_time(self) -> None:
+        """Leave the time since the last call out of the speed (an evaluation, a checkpoint)."""
+        self._time = time.perf_counter()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep what is settled up to `step`: its evaluation is done again, so that line goes too."""
+    if not path.exists():
+        return
+    kept = [r for r in read_metrics(path) if r["step"] < step or (r["step"] == step and "evaluation" not in r)]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(temporary, path)
+
+
+def plot_curves(run: Path) -> Path | None:
+    """Loss, learning rate and Precision@1 over the steps, from `metrics.jsonl`, as a picture. None without any step."""
+    import matplotlib  # slow to import, needed once
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(run / METRICS)
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "evaluation" in row]
+    if not steps:
+        return None
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for name in ("loss", "loss_cls", "loss_bbox", "loss_iou"):
+        if name in steps[0]:
+            left.plot([r["step"] for r in steps], [r[name] for r in steps], label=name, linewidth=1)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    left.legend()
+    for split in evaluations[0]["evaluation"] if evaluations else ():
+        for name, value in evaluations[0]["evaluation"][split].items():
+            if isinstance(value, float) and name.startswith("precision@"):
+                points = [(r["step"], r["evaluation"].get(split, {}).get(name)) for r in evaluations]
+                right.plot(*zip(*points, strict=True), marker="o", label=f"{split} {name}")
+    right.set(xlabel="step", ylim=(0, 1), title="evaluation")
+    if right.lines:
+        right.legend(fontsize="small")
+    figure.savefig(run / CURVES, dpi=110)
+    pyplot.close(figure)
+    return run / CURVES
