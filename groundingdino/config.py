@@ -55,6 +55,7 @@ class ModelConfig:
     decoder_layers: int = 6
     num_queries: int = 900
     num_labels: int = 256  # rows of the denoising label embedding
+    num_denoising: int = 100  # objects an image is shown in all denoising groups together, with little noise
     max_tokens: int = 256
 
 

@@ -150,7 +150,7 @@ class SwinBackbone(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised -> one (B, C, H / 4 / 2**i, W / 4 / 2**i) a stage in `out_stages` (sizes round up)."""
+        """(B, 3, H, W) normalised -> one (B, C, H / 4 / 2**i, W / 4 / 2**i) a stage in `out_stages`, rounded up."""
         x = self.patch_embed(pixels)
         maps = []
         for i, stage in enumerate(self.stages):

@@ -15,7 +15,6 @@ from groundingdino import boxes as box_ops
 from groundingdino.model.heads import inverse_sigmoid
 from groundingdino.structures import Prediction, Targets
 
-QUERY_BUDGET = 100  # groups = budget // most objects in an image
 LABEL_NOISE = 0.25  # share of the labels that are replaced
 BOX_NOISE = 1.0  # corners move by up to this times half the box's size
 
@@ -47,15 +46,15 @@ class DenoisingOutput:
     groups: int
 
 
-def num_groups(counts: tuple[int, ...]) -> int:
+def num_groups(counts: tuple[int, ...], num_denoising: int) -> int:
     """How often every object is shown, from the numbers of objects of the images."""
-    return max(1, QUERY_BUDGET // max(*counts, 1))
+    return max(1, num_denoising // max(counts)) if any(counts) else 1
 
 
-def draw_noise(targets: Targets, num_labels: int) -> DenoisingNoise:
+def draw_noise(targets: Targets, num_denoising: int, num_labels: int) -> DenoisingNoise:
     """Noise for these targets, from the random state of their device."""
     device, (batch, objects) = targets.boxes.device, targets.labels.shape
-    shape = (batch, num_groups(targets.counts), 2, objects)
+    shape = (batch, num_groups(targets.counts, num_denoising), 2, objects)
     return DenoisingNoise(
         label_draw=torch.rand(shape, device=device),
         label_random=torch.randint(num_labels, shape, device=device),
@@ -69,7 +68,6 @@ class Denoising(nn.Module):
 
     def __init__(self, width: int, num_labels: int) -> None:
         super().__init__()
-        self.num_labels = num_labels
         self.label_embedding = nn.Embedding(num_labels, width)
 
     def forward(self, targets: Targets, noise: DenoisingNoise) -> DenoisingQueries:

@@ -106,7 +106,8 @@ class GroundingDINO(nn.Module):
             layers = self.decoder(query, boxes, None, memory, image, text_memory, text.valid)
             return DetectorOutput(layers, selection.proposals, None)
 
-        extra = self.denoising(targets, noise or draw_noise(targets, self.config.num_labels))
+        noise = noise or draw_noise(targets, self.config.num_denoising, self.config.num_labels)
+        extra = self.denoising(targets, noise)
         count = extra.boxes.shape[1]
         attends = self_attention_mask(count, extra.group_size, boxes.shape[1], boxes.device)
         query = torch.cat((extra.content.to(query.dtype), query), dim=1)
