@@ -5,7 +5,7 @@ Both are one safetensors file, written atomically. A model's metadata keys are t
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
+from groundingdino.conversion.key_table import some
 from groundingdino.tensor_files import TensorFile, write_tensors
 from groundingdino.text import VOCABULARY_FILE
 
@@ -106,16 +107,10 @@ def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, 
     return "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in parts.items() if names)
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names of many, for an error message."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
 def _open(path: str | Path) -> TensorFile:
     if Path(path).is_file():
-        with open(path, "rb") as file:
-            start = file.read(4)
+        with open(path, "rb") as stream:
+            start = stream.read(4)
         if start[:2] in (b"PK", b"\x80\x02"):
             raise ValueError(f"{path}: a PyTorch file, e.g. mmdet's; convert it first: {CONVERT.format(path=path)}")
     file = TensorFile(path)

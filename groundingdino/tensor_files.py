@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -180,10 +180,10 @@ class TensorFile:
         self._file.close()
 
 
-def _entry(item: Mapping[str, object], data_start: int) -> Entry:
-    dtype = DTYPES[item["dtype"]]  # type: ignore[index]
-    shape = tuple(int(n) for n in item["shape"])  # type: ignore[attr-defined]
-    start, stop = item["data_offsets"]  # type: ignore[misc]
+def _entry(item: dict[str, Any], data_start: int) -> Entry:
+    dtype = DTYPES[item["dtype"]]
+    shape = tuple(int(n) for n in item["shape"])
+    start, stop = item["data_offsets"]
     if start < 0 or min(shape, default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"a tensor of shape {shape} and dtype {dtype} at bytes {start} to {stop}")
     return Entry(dtype, shape, data_start + start, data_start + stop)
