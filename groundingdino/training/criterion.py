@@ -41,12 +41,19 @@ def box_losses(boxes: Tensor, wanted: Tensor, weight: Tensor) -> tuple[Tensor, T
 class Criterion(nn.Module):
     """DetectorOutput and Targets -> weighted loss terms under mmdet's names."""
 
-    def normalizers(self, targets: Targets, queries: int, groups: int) -> Tensor:
-        """(2,) matched objects and shown objects, each the mean over processes and at least 1."""
-        matched = sum(min(count, queries) for count in targets.counts)
-        shown = sum(targets.counts) * groups
-        local = torch.stack([targets.boxes.new_full((), matched), targets.boxes.new_full((), shown)])
-        return (distributed.all_reduce_sum(local) / distributed.world_size()).clamp(min=1)
+    def normalizers(self, batches: Sequence[Targets], queries: int, groups: Sequence[int]) -> Tensor:
+        """(3,) matched objects, shown objects (each at least 1 in all), and whether any was shown, 1 or 0.
+
+        The counts of all micro-batches (`groups` has one number for each) and processes, divided by the number of
+        micro-batches and processes, as their gradients will be. mmdet takes at least 1 of that mean; then a process
+        without objects would change what the others learn.
+        """
+        matched = sum(min(count, queries) for targets in batches for count in targets.counts)
+        shown = sum(sum(targets.counts) * number for targets, number in zip(batches, groups, strict=True))
+        boxes = batches[0].boxes
+        total = distributed.all_reduce_sum(torch.stack([boxes.new_full((), matched), boxes.new_full((), shown)]))
+        share = len(batches) * distributed.world_size()
+        return torch.cat((total.clamp(min=1) / share, total[1:].clamp(max=1)))
 
     def forward(self, output: DetectorOutput, targets: Targets, normalizers: Tensor | None = None) -> dict[str, Tensor]:
         """Every term as a weighted scalar; their sum is the loss.
@@ -59,12 +66,12 @@ class Criterion(nn.Module):
         if denoising is None:
             raise ValueError("the detector was run without targets: pass them to its forward to train")
         if normalizers is None:
-            normalizers = self.normalizers(targets, output.proposals.boxes.shape[1], denoising.groups)
+            normalizers = self.normalizers([targets], output.proposals.boxes.shape[1], [denoising.groups])
         layers = len(output.layers)
         prefixes = [*(f"d{i}." for i in range(layers - 1)), ""]
         terms = self.matching_terms(output, targets, normalizers[0]).unbind()
         names = [f"{prefix}{kind}" for prefix in (*prefixes, "enc_") for kind in ("loss_cls", "loss_bbox", "loss_iou")]
-        dn_terms = self.denoising_terms(denoising, targets, normalizers[1]).unbind()
+        dn_terms = (self.denoising_terms(denoising, targets, normalizers[1]) * normalizers[2]).unbind()
         dn_names = [f"{prefix}dn_{kind}" for prefix in prefixes for kind in ("loss_cls", "loss_bbox", "loss_iou")]
         return dict(zip((*names, *dn_names), (*terms, *dn_terms), strict=True))
 
@@ -84,7 +91,8 @@ class Criterion(nn.Module):
     def denoising_terms(self, denoising: DenoisingOutput, targets: Targets, normalizer: Tensor) -> Tensor:
         """(R * 3,) weighted terms: queries with little noise are to restore their object, the others to name nothing.
 
-        Queries that stand for padding count as naming nothing, as in mmdet; a batch without objects has no loss.
+        Queries that stand for padding count as naming nothing, as in mmdet; without any object on any process the
+        caller multiplies by 0.
         """
         logits, boxes = stack(denoising.layers)
         layout = (denoising.groups, 2, targets.boxes.shape[1])
@@ -94,8 +102,7 @@ class Criterion(nn.Module):
         restored = boxes[:, :, :, 0]
         weight = targets.valid[:, None].to(boxes.dtype).expand(restored.shape[:-1])
         l1, giou = box_losses(restored, targets.boxes[:, None].expand_as(restored), weight)
-        terms = self.weighted(focal_loss(logits, wanted), l1, giou, normalizer)
-        return terms if any(targets.counts) else terms * 0.0
+        return self.weighted(focal_loss(logits, wanted), l1, giou, normalizer)
 
     def weighted(self, focal: Tensor, l1: Tensor, giou: Tensor, normalizer: Tensor) -> Tensor:
         """Three (R,) sums -> (R * 3,) terms."""

@@ -11,8 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from groundingdino import checkpoint, devices, distributed
 from groundingdino.config import TrainConfig
 from groundingdino.data.batch import Batch
+from groundingdino.model import GroundingDINO
+from groundingdino.model.denoising import num_groups
 from groundingdino.structures import to_device
 from groundingdino.training import optimizer as optim
+from groundingdino.training.criterion import Criterion
 from groundingdino.training.ema import MovingAverage
 from groundingdino.training.step import TrainingStep
 
@@ -32,13 +35,14 @@ def group_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 class Learner:
     """What changes in training: weights, optimizer, loss scale, moving average. Takes optimizer steps.
 
-    With k micro-batches in a step each one's losses are normalised by its own objects (over all processes), and the k
-    gradients are averaged. This is mmengine's accumulation; it equals one batch of k times the size where the
-    micro-batches hold equally many objects.
+    With k micro-batches in a step, losses are normalised by the objects of all k (and of all processes), which are
+    counted beforehand, and the k gradients are averaged: the gradient of one batch of k times the size. mmengine
+    normalises each micro-batch by its own objects, which gives an object in a nearly empty one more weight.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: GroundingDINO, criterion: Criterion, config: TrainConfig, device: torch.device) -> None:
         self.model = model.to(device)
+        self.criterion = criterion
         optim.freeze(model, config.freeze)
         self.config = config
         self.device = device
@@ -61,8 +65,10 @@ class Learner:
         optim.train_mode(self.model, self.config.freeze)
         optim.set_lr(self.optimizer, self.lr * factor)
         sums: dict[str, Tensor] = {}
+        normalizers = self._normalizers(batches)
         for index, batch in enumerate(batches):
-            terms = self._backward(batch, share=1 / len(batches), exchange=index == len(batches) - 1)
+            last = index == len(batches) - 1
+            terms = self._backward(batch, normalizers, share=1 / len(batches), exchange=last)
             for name, value in terms.items():
                 sums[name] = sums[name] + value if name in sums else value
         self.scaler.unscale_(self.optimizer)
@@ -75,13 +81,22 @@ class Learner:
             sums = {name: value / len(batches) for name, value in sums.items()}
         return sums, norm
 
-    def _backward(self, batch: Batch, share: float, exchange: bool) -> dict[str, Tensor]:
+    def _normalizers(self, batches: Sequence[Batch]) -> Tensor | None:
+        """Of all micro-batches together; None where there is one, whose own the criterion finds."""
+        if len(batches) == 1:
+            return None
+        sizes = self.model.config
+        targets = [to_device(batch.targets, self.device, non_blocking=True) for batch in batches]
+        groups = [num_groups(t.counts, sizes.num_denoising) for t in targets]
+        return self.criterion.normalizers(targets, sizes.num_queries, groups)
+
+    def _backward(self, batch: Batch, normalizers: Tensor | None, share: float, exchange: bool) -> dict[str, Tensor]:
         images, text, targets = (
             to_device(part, self.device, non_blocking=True) for part in (batch.images, batch.text, batch.targets)
         )
         several = isinstance(self.training_step, DistributedDataParallel)
         with self.training_step.no_sync() if several and not exchange else contextlib.nullcontext():
-            terms = self.training_step(images, text, targets)
+            terms = self.training_step(images, text, targets, normalizers)
             self.scaler.scale(terms["loss"] * share).backward()
         return {name: value.detach() for name, value in terms.items()}
 

@@ -1,6 +1,8 @@
 """What a run folder holds, and the state of every random generator."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,13 @@ def seed_everything(seed: int, rank: int) -> None:
     mixed = random.getrandbits(32)
     numpy.random.seed(mixed)
     torch.manual_seed(mixed)
+
+
+@contextmanager
+def kept_random_states(device: torch.device) -> Iterator[None]:
+    """Whatever the block draws, the generators afterwards are as before: evaluations do not change a training run."""
+    states = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(device, states)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from groundingdino import devices
+from groundingdino.model.denoising import DenoisingNoise
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 
 
@@ -30,13 +31,23 @@ class TrainingStep(nn.Module):
         self.criterion = criterion
         self.precision = precision
 
-    def forward(self, images: ImageBatch, text: TextBatch, targets: Targets, noise: Any = None) -> dict[str, Tensor]:
-        """Every weighted loss term, and `loss`, their sum. `noise` replaces the denoising draws (tests)."""
+    def forward(
+        self,
+        images: ImageBatch,
+        text: TextBatch,
+        targets: Targets,
+        normalizers: Tensor | None = None,
+        noise: DenoisingNoise | None = None,
+    ) -> dict[str, Tensor]:
+        """Every weighted loss term, and `loss`, their sum.
+
+        `normalizers` replaces this batch's own (see `Criterion`), `noise` the denoising draws (tests).
+        """
         device = images.pixels.device
         with devices.autocast(device, self.precision):
             output = self.model(images, text, targets, noise)
         with torch.autocast(device.type, enabled=False):
-            terms = self.criterion(to_float32(output), targets, text, images)
+            terms = self.criterion(to_float32(output), targets, normalizers)
         total = torch.stack(list(terms.values())).sum()
         return {"loss": poison(total), **terms}
 
