@@ -1,0 +1,59 @@
+"""From annotation files and images to batches.
+
+Training:
+
+    annotations = load_training(path, label_map=None, on_bad_sample="stop")      MDETR RefCOCO json or ODVG json lines
+    source = Source(annotations, images=folder, name="refcoco", weight=1.0)
+    loader = build_train_loader([source], batch_size, rank=, world_size=, seed=, workers=, augmentation=Augmentation(),
+                                on_bad_sample=, limits=Limits(max_tokens, max_objects, num_labels), pin_memory=)
+    for epoch in range(loader.epoch, epochs):
+        for batch in loader:            # the rest of this epoch; len(loader) is the whole one, loader.done what is over
+            ...                         # batch.images, .text, .targets, .info, .problems (to be counted and shown)
+            state = loader.state_dict() # load_state_dict: continues behind this batch, bit-equal
+
+`structures.to_device(batch, device, non_blocking=True)` moves a batch. Everything random about a sample follows from
+(seed, epoch, index), whatever the number of workers. Flip and crop are fields of `Augmentation`.
+
+Evaluation reads `load_expressions`; see `groundingdino.evaluation`. Other images: `transforms.open_image`,
+`transforms.resize_for_test`, `batch.collate_images`.
+"""
+
+from groundingdino.data.annotations import (
+    Annotations,
+    Expression,
+    OnBadSample,
+    load_expressions,
+    load_label_map,
+    load_odvg,
+    load_refcoco,
+    load_training,
+)
+from groundingdino.data.augmentation import Augmentation
+from groundingdino.data.batch import Batch, Sample, SampleInfo, collate
+from groundingdino.data.dataset import BadSampleError, GroundingDataset, Limits, Source
+from groundingdino.data.loaders import TrainLoader, build_train_loader
+from groundingdino.data.sampler import BatchPlan, Draw
+
+__all__ = [
+    "Annotations",
+    "Augmentation",
+    "BadSampleError",
+    "Batch",
+    "BatchPlan",
+    "Draw",
+    "Expression",
+    "GroundingDataset",
+    "Limits",
+    "OnBadSample",
+    "Sample",
+    "SampleInfo",
+    "Source",
+    "TrainLoader",
+    "build_train_loader",
+    "collate",
+    "load_expressions",
+    "load_label_map",
+    "load_odvg",
+    "load_refcoco",
+    "load_training",
+]
