@@ -44,4 +44,24 @@ def test_a_file_of_another_format_or_with_a_field_missing_is_named_and_nothing_i
     (tmp_path / "train.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"train.json: images entry 4 \(id 3\): field 'caption' is missing"):
         conversion.convert_file(tmp_path / "train.json", tmp_path / "out.json")
+    for fault, message in [
+        ({"bbox": [1, 2, 3]}, r"images entry 1 \(id 0\): malformed"),
+        ({"bbox": None}, r"images entry 1 \(id 0\): malformed"),
+        ({"image_id": "gone"}, r"annotations entry 1: field 'image_id' is missing"),
+    ]:
+        document = json.loads(MDETR.read_text())
+        document["annotations"][0] |= fault
+        if "image_id" in fault:
+            del document["annotations"][0]["image_id"]
+        (tmp_path / "train.json").write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=f"train.json: {message}"):
+            conversion.convert_file(tmp_path / "train.json", tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_boxes_outside_the_image_are_left_out_and_named(tmp_path: Path):
+    document = json.loads(MDETR.read_text())
+    document["annotations"][1]["bbox"] = [600, 10, 40, 40]
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    _, notes = conversion.convert_file(tmp_path / "train.json", tmp_path / "out.json")
+    assert any("images entry 2: box [600, 10, 40, 40]" in note and "lies outside the 489x263" in note for note in notes)

@@ -1,7 +1,7 @@
 """Annotation files -> entries, packed: byte offsets into the file instead of a list of dicts.
 
 Training reads ODVG json lines (grounding: captions with regions; detection: boxes with category numbers and a label
-map) and MDETR's RefCOCO json, which is taken through `conversion` first. Evaluation reads MDETR's RefCOCO json as it
+map) and MDETR's RefCOCO json, which is taken through `mdetr.convert` first. Evaluation reads MDETR's RefCOCO json as it
 is. Boxes are xyxy in pixels of the upright image file.
 """
 
@@ -9,13 +9,13 @@ import json
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from groundingdino.data import conversion
+from groundingdino.data import mdetr
 from groundingdino.text import Spans
 
 OnBadSample = Literal["stop", "skip"]  # "skip" also counts: see `Entry.problems` and `Batch.problems`
@@ -63,13 +63,16 @@ class Annotations:
         Raises:
             ValueError: naming file and line, if the entry is not in the format or its caption names nothing.
         """
-        record = self._record(index)
+        where = self.where(index)
         try:
-            return _read_entry(record, self.label_map, self.where(index))
+            entry = _read_entry(self._record(index), self.label_map)
         except KeyError as error:
-            raise ValueError(f"{self.where(index)}: field {error} is missing") from error
+            raise ValueError(f"{where}: field {error} is missing") from error
         except (TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{self.where(index)}: not an ODVG entry ({error})") from error
+            raise ValueError(f"{where}: not an ODVG entry ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return replace(entry, problems=tuple(f"{where}: {problem}" for problem in entry.problems))
 
     def _record(self, index: int) -> Any:
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
@@ -82,7 +85,7 @@ class Annotations:
         try:
             return json.loads(raw)
         except ValueError as error:
-            raise ValueError(f"{self.where(index)}: not JSON ({error})") from error
+            raise ValueError(f"not JSON ({error})") from error
 
 
 def load_odvg(path: Path, label_map: Mapping[int, str] | Path | None = None) -> Annotations:
@@ -132,15 +135,15 @@ def load_label_map(path: Path) -> dict[int, str]:
 
 
 def load_refcoco(path: Path, on_bad_sample: OnBadSample = "stop") -> Annotations:
-    """Open MDETR's RefCOCO json for training, converted entry by entry as `conversion` does.
+    """Open MDETR's RefCOCO json for training, converted entry by entry as the `conversion` command does.
 
     Raises:
         ValueError: if the file is missing or in another format; with "stop", naming the first box that cannot be used.
     """
-    document = conversion.read_document(path)
+    document = mdetr.read_document(path)
     parts, lines, portrait, problems = [], [], [], []
     try:
-        for converted in conversion.convert(document):
+        for converted in mdetr.convert(document):
             problems += [f"{path}: images entry {converted.number}: {problem}" for problem in converted.problems]
             if problems and on_bad_sample == "stop":
                 break
@@ -183,21 +186,21 @@ def _holds_json_lines(path: Path) -> bool:
     return isinstance(record, dict) and "images" not in record
 
 
-def _read_entry(record: Any, label_map: Mapping[int, str] | None, where: str) -> Entry:
+def _read_entry(record: Any, label_map: Mapping[int, str] | None) -> Entry:
     width, height = int(record["width"]), int(record["height"])
     if label_map is not None:
         instances = record.get("detection", {}).get("instances", [])
         boxes = [(number, instance["bbox"], int(instance["label"])) for number, instance in enumerate(instances)]
         unknown = next((label for _, _, label in boxes if label not in label_map), None)
         if unknown is not None:
-            raise ValueError(f"{where}: label {unknown} is not in the label map")
+            raise ValueError(f"label {unknown} is not in the label map")
         caption, spans = None, ()
     else:
         if "grounding" not in record and "detection" in record:
-            raise ValueError(f"{where}: detection data needs a label map (label_map_file)")
+            raise ValueError("detection data needs a label map (label_map_file)")
         caption = record["grounding"]["caption"]
         regions = record["grounding"]["regions"]
-        spans = tuple(_region_spans(region, caption, where) for region in regions)
+        spans = tuple(_region_spans(region, caption) for region in regions)
         boxes = [(n, box, n) for n, region in enumerate(regions) for box in _boxes_of(region["bbox"])]
     kept, problems = [], []
     for number, box, label in boxes:
@@ -205,7 +208,7 @@ def _read_entry(record: Any, label_map: Mapping[int, str] | None, where: str) ->
         if problem is None:
             kept.append((box, label))
         else:
-            problems.append(f"{where}: object {number + 1}: {problem}")
+            problems.append(f"object {number + 1}: {problem}")
     return Entry(
         record["filename"],
         width,
@@ -223,28 +226,30 @@ def _boxes_of(boxes: list[Any]) -> list[list[float]]:
     return boxes if isinstance(boxes[0], list) else [boxes]
 
 
-def _region_spans(region: Mapping[str, Any], caption: str, where: str) -> Spans:
+def _region_spans(region: Mapping[str, Any], caption: str) -> Spans:
     """The characters that name a region: `tokens_positive`, or where its phrase stands in the caption."""
     spans = tuple((int(start), int(end)) for start, end in region.get("tokens_positive") or ())
     if spans:
         wrong = next((span for span in spans if not 0 <= span[0] < span[1] <= len(caption)), None)
         if wrong is not None:
-            raise ValueError(f"{where}: span {list(wrong)} is not inside the caption of {len(caption)} characters")
+            raise ValueError(f"span {list(wrong)} is not inside the caption of {len(caption)} characters")
         return spans
     phrase = region.get("phrase") or ""
     pieces = [phrase] if isinstance(phrase, str) else list(phrase)
     starts = [caption.lower().find(piece.lower()) for piece in pieces]
     if not all(pieces) or min(starts) < 0:
-        raise ValueError(f"{where}: a region names nothing: no tokens_positive, phrase {phrase!r} not in {caption!r}")
+        raise ValueError(f"a region names nothing: no tokens_positive, phrase {phrase!r} not in {caption!r}")
     return tuple((start, start + len(piece)) for start, piece in zip(starts, pieces, strict=True))
 
 
 def _box_problem(box: Sequence[float], width: int, height: int) -> str | None:
+    if len(box) != 4:
+        raise ValueError(f"expected a box [x1, y1, x2, y2], got {box}")
     x1, y1, x2, y2 = box
     shown = f"box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] (x1, y1, x2, y2)"
     if max(0, min(x2, width) - max(x1, 0)) * max(0, min(y2, height) - max(y1, 0)) == 0:
         return f"{shown} lies outside the {width}x{height} image"
-    if x2 - x1 < conversion.MIN_SIDE or y2 - y1 < conversion.MIN_SIDE:
+    if x2 - x1 < mdetr.MIN_SIDE or y2 - y1 < mdetr.MIN_SIDE:
         return f"{shown} has no area"
     return None
 
@@ -267,14 +272,14 @@ def load_expressions(path: Path) -> tuple[Expression, ...]:
     Raises:
         ValueError: naming the entry, if it has no caption, or not exactly one annotation with a box of some area.
     """
-    document = conversion.read_document(path)
-    grouped = conversion.annotations_by_image(document)
+    document = mdetr.read_document(path)
+    grouped = mdetr.annotations_by_image(document)
     expressions = []
     for number, image in enumerate(document["images"], start=1):
         where = f"{path}: images entry {number}"
         found = grouped.get(image.get("id"), [])
-        if len(found) != 1:
-            raise ValueError(f"{where}: expected one annotation, found {len(found)}")
+        if len(found) != 1 or len(found[0].get("bbox", ())) != 4:
+            raise ValueError(f"{where}: expected one annotation with a bbox of four numbers, found {found}")
         x, y, w, h = found[0]["bbox"]
         if not (w > 0 and h > 0):
             raise ValueError(f"{where}: box [{x:g}, {y:g}, {w:g}, {h:g}] (x, y, width, height) has no area")
