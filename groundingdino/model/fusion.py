@@ -56,12 +56,12 @@ class Fusion(nn.Module):
         key_in_image_space = (key @ query_weight).flatten(1, 2)  # (B, M T, D)
         key_offset = (key @ query_bias).flatten(1, 2)  # (B, M T, 1)
         scores = key_in_image_space @ image.mT + key_offset  # (B, M T, S)
-        scores = scores.float().clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
         to_image = scores if image_valid is None else scores.masked_fill(~image_valid[:, None], float("-inf"))
-        to_image = F.dropout(to_image.softmax(dim=-1).to(image.dtype), self.dropout, self.training)
+        to_image = F.dropout(to_image.softmax(dim=-1), self.dropout, self.training)
         to_text = scores.unflatten(1, (heads, tokens)).masked_fill(~text_valid[:, None, :, None], float("-inf"))
-        to_text = F.dropout(to_text.softmax(dim=2).to(image.dtype), self.dropout, self.training).flatten(1, 2)
+        to_text = F.dropout(to_text.softmax(dim=2), self.dropout, self.training).flatten(1, 2)
 
         value = self.text_value(text).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, M, T, E)
         image_out_weight = (self.image_out.weight * self.image_scale[:, None]).unflatten(1, (heads, -1))  # (D, M, E)
