@@ -97,22 +97,27 @@ class DataConfig:
     """Where the expressions and images are, and how they are read. Paths of annotations and images are below `root`."""
 
     root: Path = Path("refcoco")
-    images: str = "train2014"
-    train: str = "mdetr_annotations/finetune_refcoco_train.json"
+    train: tuple[str, ...] = ("mdetr_annotations/finetune_refcoco_train.json",)  # MDETR json or ODVG json lines
+    images: tuple[str, ...] = ("train2014",)  # folder of each training file; a single one is for all
+    weights: tuple[float, ...] = (1.0,)  # how often an epoch shows each entry of each file; a single one is for all
+    label_maps: tuple[str, ...] = ()  # for each training file of ODVG detection data; "" for a file of captions
     evaluation: dict[str, str] = field(  # split -> annotation file; the first one decides which checkpoint is best
         default_factory=lambda: {
             split: f"mdetr_annotations/finetune_refcoco_{split}.json" for split in ("val", "testA", "testB")
         }
     )
+    evaluation_images: str = "train2014"
     batch_size: int = 2  # images per device and micro-batch
     evaluation_batch_size: int = 1
     workers: int = 4  # loader processes per device; 0 loads in the training process
     train_sides: tuple[int, ...] = tuple(range(480, 801, 32))  # pixels of the short side, one drawn per image
     train_long_side: int = 1333  # pixels, at most
-    crop: bool = True  # half of the images are cropped before the resize, which may lose the object
-    evaluation_side: int = 800
-    evaluation_long_side: int = 1333
+    crop_probability: float = 0.5  # of a resize and crop before the resize, which may lose the object
+    crop_from_sides: tuple[int, ...] = (400, 500, 600)  # pixels of the short side before the crop
+    crop_sides: tuple[int, int] = (384, 600)  # pixels, the range of the crop's sides
     flip_probability: float = 0.0  # a flip swaps left and right in the sentence too
+    evaluation_side: int = 800  # pixels of the short side
+    evaluation_long_side: int = 1333  # pixels, at most
     on_bad_sample: Literal["stop", "skip"] = "stop"  # a missing image, a box outside it, ...
 
 
@@ -177,3 +182,16 @@ def refcoco() -> TrainConfig:
 
 
 TRAIN_PRESETS = {"refcoco": refcoco}
+
+
+def train_config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain JSON-ready data; paths become strings."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

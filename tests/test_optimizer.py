@@ -1,19 +1,29 @@
 """The optimizer, its groups, clipping, schedule and moving average."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from golden_cases import DECODER_LAYERS, load_case, recorded_noise, tiny_model, training_batch
 from torch import nn
 
 from groundingdino import devices
 from groundingdino.config import OptimizerConfig, ScheduleConfig
+from groundingdino.conversion.mmdet import native_name, to_native
 from groundingdino.training import optimizer as optim
+from groundingdino.training.criterion import Criterion
 from groundingdino.training.ema import MovingAverage
+from groundingdino.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-6  # float32, a handful of operations
+TRAJECTORY_TOLERANCE = 1e-4  # relative
+# Share of the way from the start. Adam divides by the gradient's size, so an entry whose gradient is rounding noise
+# may move either way; measured 2.5 %.
+MOVEMENT_TOLERANCE = 0.05
 
 
 class Toy(nn.Module):
@@ -175,3 +185,46 @@ def test_moving_average_follows_its_formula_swaps_in_and_out_and_survives_saving
         MovingAverage(nn.Linear(2, 2), 0.9).load_state(average.state())
     with pytest.raises(ValueError, match="between 0 and 1"):
         MovingAverage(model, 1.0)
+
+
+def test_every_parameter_has_mmdets_learning_rate_and_weight_decay(golden: Path) -> None:
+    theirs = json.loads((golden / "tiny/optimizer_groups.json").read_text())
+    model = tiny_model()
+    config = OptimizerConfig()
+    optimizer = optim.build_optimizer(model, config, optim.scaled_lr(config, 32))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ours = {
+        names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    expected = {native_name(name, DECODER_LAYERS): (v["lr"], v["weight_decay"]) for name, v in theirs.items()}
+    assert None not in expected
+    assert ours.keys() == expected.keys()
+    for name, values in expected.items():
+        assert ours[name] == pytest.approx(values, rel=1e-9), name
+
+
+def test_five_steps_follow_mmdets_trajectory() -> None:
+    case, golden = load_case("train", "trajectory")
+    images, text, targets = training_batch(case, golden)
+    model = tiny_model().train()
+    config = OptimizerConfig(lr=case["lr"], weight_decay=case["weight_decay"], clip_norm=case["clip_max_norm"])
+    optimizer = optim.build_optimizer(model, config, config.lr)
+    scaler = devices.grad_scaler(CPU, "fp32")
+    step_of = TrainingStep(model, Criterion(), "fp32")
+    parameters = dict(model.named_parameters())
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    for step, loss in enumerate(case["losses"]):
+        noise = recorded_noise(golden, targets, f"step{step}.")
+        terms = step_of(images, text, targets, noise=noise)
+        assert terms["loss"].item() == pytest.approx(loss, rel=TRAJECTORY_TOLERANCE)
+        terms["loss"].backward()
+        optim.finite_step(optimizer, scaler, optim.clip_gradients(optimizer, config.clip_norm))
+        optimizer.zero_grad()
+        prefix = f"step{step}.param."
+        watched = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
+        assert len(watched) == 8
+        for name, theirs in to_native(watched, DECODER_LAYERS).items():
+            difference = (parameters[name] - theirs).abs().max().item()
+            assert difference < TRAJECTORY_TOLERANCE * theirs.abs().max().item(), name
+            moved = (theirs - start[name]).abs().max().item()
+            assert difference < MOVEMENT_TOLERANCE * moved, name  # the weights have hardly moved: the stronger bound

@@ -50,12 +50,12 @@ class Learner:
         self.lr = optim.scaled_lr(config.optimizer, self.images_per_step)
         self.optimizer = optim.build_optimizer(model, config.optimizer, self.lr)
         self.scaler = devices.grad_scaler(device, config.precision)
-        self.average = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
         step: nn.Module = TrainingStep(model, criterion, config.precision)
         if distributed.world_size() > 1:
             # Every parameter takes part in every step (also without any object), so nothing has to be searched for.
             step = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.training_step = step
+        self.average = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
 
     def step(self, batches: Sequence[Batch], factor: float) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step with the base learning rate times `factor`. Does nothing where the gradient is not finite.
