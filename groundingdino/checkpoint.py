@@ -40,6 +40,12 @@ def vocabulary_identity() -> str:
     return hashlib.sha256(VOCABULARY_FILE.read_bytes()).hexdigest()
 
 
+@cache
+def vocabulary_size() -> int:
+    """Number of tokens in the packaged vocabulary."""
+    return len(VOCABULARY_FILE.read_text(encoding="utf-8").splitlines())
+
+
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and text metadata atomically: afterwards `path` is the new file or, on an error, still the old one.
 
@@ -81,7 +87,7 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu") -> "Grou
     from groundingdino.model.detector import build_detector  # timm: too slow to import for the other functions here
 
     with _open(path) as file:
-        config = _checked_config(file)
+        config = checked_config(file.path, file.metadata)
         with torch.device("meta"):
             model = build_detector(config)
         shapes = {name: entry.shape for name, entry in file.entries.items()}
@@ -125,21 +131,20 @@ def _open(path: str | Path) -> TensorFile:
         )
 
 
-def _checked_config(file: TensorFile) -> ModelConfig:
-    version = file.metadata.get(VERSION_KEY)
+def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
+    """The model config in a checkpoint's metadata. ValueError: another version or vocabulary than this package's."""
+    version = metadata.get(VERSION_KEY)
     if version != VERSION:
+        raise ValueError(f"{path}: checkpoint of version {version}, this groundingdino reads {VERSION}: upgrade it")
+    if metadata.get(VOCABULARY_KEY) != vocabulary_identity():
         raise ValueError(
-            f"{file.path}: checkpoint of version {version}, this groundingdino reads {VERSION}: upgrade it"
-        )
-    if file.metadata.get(VOCABULARY_KEY) != vocabulary_identity():
-        raise ValueError(
-            f"{file.path}: trained with another vocabulary (SHA-256 {file.metadata.get(VOCABULARY_KEY)}) than "
-            f"the packaged bert-base-uncased ({vocabulary_identity()}); its token ids would mean other words"
+            f"{path}: trained with another vocabulary (SHA-256 {metadata.get(VOCABULARY_KEY)}) than the packaged "
+            f"bert-base-uncased ({vocabulary_identity()}); its token ids would mean other words"
         )
     try:
-        return model_config_from_dict(json.loads(file.metadata[CONFIG_KEY]))
+        return model_config_from_dict(json.loads(metadata[CONFIG_KEY]))
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:

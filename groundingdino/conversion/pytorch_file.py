@@ -44,7 +44,7 @@ BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with git lfs pull",
     b"<": "an HTML or XML page, probably of a failed download",
     b"\x93NUMPY": "a numpy array",
-    b"\x80": "a bare pickle",
+    **{bytes((0x80, protocol)): "a bare pickle" for protocol in range(2, 6)},
 }
 
 
@@ -66,6 +66,10 @@ class Inert:
         """What a pickled list subclass expects; as `extend` and `add`, it keeps nothing."""
 
     extend = add = append
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
+        """A method fetched by its name, for instance."""
+        return self
 
     def __repr__(self) -> str:
         return f"<{self.name}, not loaded>"
