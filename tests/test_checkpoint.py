@@ -10,7 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from groundingdino import checkpoint
-from groundingdino.checkpoint import load_state, read_metadata, save_checkpoint, save_state
+from groundingdino.checkpoint import (
+    load_detector,
+    load_state,
+    read_metadata,
+    save_checkpoint,
+    save_detector,
+    save_state,
+)
+from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
+from groundingdino.model import build_detector
 from groundingdino.tensor_files import DTYPES, TensorFile
 
 
@@ -135,3 +144,92 @@ def test_a_training_state_and_a_model_are_not_mistaken_for_each_other(tmp_path):
     save_checkpoint(tmp_path / "model.safetensors", {"a": torch.ones(1)}, {checkpoint.CONFIG_KEY: "{}"})
     with pytest.raises(ValueError, match="not the state of a training run"):
         load_state(tmp_path / "model.safetensors")
+
+
+# Models
+
+TINY = ModelConfig(
+    "tiny",
+    BackboneConfig(16, (1, 1, 1, 1), (1, 2, 4, 8), 4),
+    TextConfig(32, 1, 2, 64, vocabulary=100, max_positions=64),
+    width=32,
+    ffn_width=32,
+    text_layer_ffn_width=32,
+    fusion_width=32,
+    enhancer_layers=1,
+    decoder_layers=1,
+    num_queries=10,
+    num_labels=16,
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = build_detector(TINY)
+    save_detector(tmp_path / "model.safetensors", model, {"note": "kept"})
+    return tmp_path / "model.safetensors", model
+
+
+def rewrite(path, metadata=(), **tensors):
+    """The same file with other metadata or tensors; None drops one."""
+    found, meta = load_file(path), read_metadata(path)
+    content = {k: v for k, v in (found | tensors).items() if v is not None}
+    save_checkpoint(path, content, {k: v for k, v in {**meta, **dict(metadata)}.items() if v is not None})
+
+
+def test_a_model_comes_back_from_its_file_alone(saved):
+    path, model = saved
+    found = load_detector(path)
+    assert found.config == TINY and not found.training and read_metadata(path)["note"] == "kept"
+    assert same(dict(model.state_dict()), dict(found.state_dict()))
+    assert all(p.requires_grad and not p.is_meta for p in found.parameters())
+    assert not any(buffer.is_meta for buffer in found.buffers())
+
+
+def test_a_loaded_model_does_not_depend_on_its_file(saved):
+    path, model = saved
+    found = load_detector(path)
+    with open(path, "r+b") as file:  # as `cp other.safetensors path` would: same file, other bytes
+        file.truncate(0)
+    assert same(dict(model.state_dict()), dict(found.state_dict()))
+
+
+def test_weights_stored_in_half_precision_load_as_float32(saved):
+    path, model = saved
+    rewrite(path, **{name: tensor.half() for name, tensor in load_file(path).items()})
+    found = load_detector(path)
+    assert all(p.dtype == torch.float32 for p in found.parameters())
+    assert torch.equal(found.level_embedding, model.level_embedding.half().float())
+
+
+WRONG = {
+    "version 99, this groundingdino reads 1: upgrade": ({checkpoint.VERSION_KEY: "99"}, {}),
+    "another vocabulary": ({checkpoint.VOCABULARY_KEY: "0" * 64}, {}),
+    "not a model config of this version": ({checkpoint.CONFIG_KEY: '{"name": "x"}'}, {}),
+    r"1 missing \(level_embedding\)": ({}, {"level_embedding": None}),
+    r"1 unexpected \(surprise\)": ({}, {"surprise": torch.ones(1)}),
+    r"level_embedding \(4, 31\) instead of \(4, 32\)": ({}, {"level_embedding": torch.ones(4, 31)}),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(saved, message):
+    path, _ = saved
+    metadata, tensors = WRONG[message]
+    rewrite(path, metadata, **tensors)
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{message}") as refusal:
+        load_detector(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_is_not_ours_is_refused_with_the_way_to_convert_it(golden, tmp_path):
+    with pytest.raises(ValueError, match=r"a PyTorch file.*convert_checkpoint\.py .*mmdet_checkpoint\.pth OUT"):
+        load_detector(golden / "tiny/mmdet_checkpoint.pth")
+    save_file({"conv1.weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"safetensors of another program \(1 tensors: conv1\.weight\)"):
+        load_detector(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="no such file"):
+        load_detector(tmp_path / "nothing.safetensors")
+    with pytest.raises(ValueError, match="a folder"):
+        load_detector(tmp_path)
