@@ -4,6 +4,7 @@ Losses stay on the device until `log_every` steps have gathered, and then travel
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 
 METRICS = "metrics.jsonl"
@@ -111,15 +114,19 @@ class MetricsLog:
                 self._board.add_scalar(f"evaluation/{split} {name}", value, step)
         self._board.flush()
 
-    def picture(self, step: int, name: str, pixels: Tensor) -> None:
-        """Show a (3, H, W) uint8 picture."""
-        self._board.add_image(f"pictures/{name}", pixels, step)
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        """Show a picture in TensorBoard."""
+        self._board.add_image(f"pictures/{name}", numpy.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def skip_time(self) -> None:
         """Leave the time since the last call out of the speed (an evaluation, a checkpoint)."""
         self._time = time.perf_counter()
 
     def _write(self, row: dict[str, Any]) -> None:
+        row = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -165,7 +172,8 @@ def plot_curves(run: Path) -> Path | None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for name in ("loss", "loss_cls", "loss_bbox", "loss_iou"):
         if name in steps[0]:
-            left.plot([r["step"] for r in steps], [r[name] for r in steps], label=name, linewidth=1)
+            values = [math.nan if r[name] is None else r[name] for r in steps]
+            left.plot([r["step"] for r in steps], values, label=name, linewidth=1)
     left.set(xlabel="step", ylabel="loss", yscale="log", title="training")
     left.legend()
     for split in evaluations[0]["evaluation"] if evaluations else ():

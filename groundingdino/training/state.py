@@ -14,6 +14,7 @@ from groundingdino import devices
 LAST = "last.state"  # everything needed to go on
 BEST = "best.safetensors"  # the detector with the best first evaluation figure so far
 FINAL = "final.safetensors"  # the detector at the end
+PICTURES = "pictures.png"  # answers of the last evaluation
 
 
 def find_resume(resume: str | None, run: Path) -> Path | None:

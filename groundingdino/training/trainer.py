@@ -1,0 +1,268 @@
+"""`fit(config)`: the training loop, from one process on a CPU to many devices, safe against interruption.
+
+A run that was killed and resumed takes the very steps that the uninterrupted run takes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from groundingdino import checkpoint, distributed
+from groundingdino.config import TrainConfig, model_config_from_dict, model_config_to_dict, train_config_to_dict
+from groundingdino.distributed import World
+from groundingdino.model import GroundingDINO, build_detector
+from groundingdino.training import optimizer as optim
+from groundingdino.training import state as files
+from groundingdino.training.assess import Assessor, Figures, deciding_figure
+from groundingdino.training.criterion import Criterion
+from groundingdino.training.guard import LossGuard
+from groundingdino.training.learner import Learner, group_batches
+from groundingdino.training.metrics import CURVES, METRICS, DeferredSteps, MetricsLog, plot_curves
+from groundingdino.training.pictures import grid
+from groundingdino.training.prepare import describe_environment, initial_model, training_loader, with_rates
+
+Say = Callable[[str], None]
+PROBLEMS_SHOWN = 5  # bad samples that are named; all are counted
+
+
+@dataclass
+class Position:
+    """How far a run has come. Where the loader stands is in its own state."""
+
+    step: int = 0  # optimizer steps taken
+    epoch: int = 0  # epochs completed
+    unevaluated: bool = False  # an evaluation is due before the next step
+    best: float = -1.0  # best deciding figure so far
+    problems: int = 0  # bad samples that were skipped or mended, on this process
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Where a finished run has left its things."""
+
+    run: Path
+    steps: int
+    figures: Figures  # of the last evaluation; empty without any
+    best: float  # best deciding figure, -1 without any evaluation
+    files: dict[str, Path] = field(default_factory=dict)  # what there is of "best", "final", "metrics", "curves", ...
+
+
+def fit(config: TrainConfig, world: World | None = None, say: Say = lambda line: None) -> FitResult:
+    """Train as `config` says, from the start or from a checkpoint.
+
+    Args:
+        config: everything the run depends on.
+        world: this process's place; None picks it (and joins torchrun's process group).
+        say: takes one line at a time for the user, on the main process.
+
+    Raises:
+        ValueError: something in the config, the data or the checkpoint that the user can mend, in one line.
+        NonFiniteLossError: a loss was not finite and `config.on_nonfinite` is "stop".
+        OSError: a checkpoint could not be written; the one before is intact.
+    """
+    world = world or distributed.init(config.device)
+    trainer = Trainer(config, world, say if distributed.is_main() else lambda line: None)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One run: its learner, its data, its files."""
+
+    def __init__(self, config: TrainConfig, world: World, say: Say) -> None:
+        self.config, self.world, self.say = config, world, say
+        resume = distributed.broadcast_object(files.find_resume(config.resume, config.run))
+        saved = None if resume is None else checkpoint.load_state(resume)
+        files.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
+        self.learner = Learner(self._model(saved), Criterion(), config, world.device)
+        self.loader = training_loader(config, self.learner.model.config, world)
+        self.assessor = Assessor(config, world)
+        self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
+        self.position = Position()
+        files.seed_everything(config.seed, world.rank)
+        if saved is not None:
+            self._restore(saved)
+            say(f"resumed from {resume}: {self.position.step} steps, {self.position.epoch} epochs")
+            del saved
+        self.deferred = DeferredSteps(world.size)
+        self.guard = LossGuard(config.run, config.on_nonfinite, self.learner.scaler.is_enabled(), say)
+        self.log: MetricsLog | None = None
+        if distributed.is_main():
+            config.run.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(config.run)
+            self.log = MetricsLog(config.run, self.position.step)
+            self._write_settings()
+        distributed.barrier()
+        total = self.steps_per_epoch * config.epochs
+        self.bar = tqdm(
+            total=total, initial=self.position.step, disable=not distributed.is_main(), unit="step", mininterval=1.0
+        )
+
+    def _model(self, saved: dict[str, Any] | None) -> GroundingDINO:
+        """The model of this run; where there is a saved state, with its sizes and any weights."""
+        if saved is None:
+            model = initial_model(self.config, self.say)
+        else:
+            model = build_detector(with_rates(model_config_from_dict(saved["model_config"]), self.config.model))
+        model.set_activation_checkpointing(self.config.activation_checkpointing)
+        return model
+
+    def _write_settings(self) -> None:
+        """The resolved config and the environment into the run folder, and the figures that a user checks first."""
+        learner, config = self.learner, self.config
+        model = learner.model.config
+        found = {"lr": learner.lr, "images_per_step": learner.images_per_step, "steps_per_epoch": self.steps_per_epoch}
+        resolved = {**train_config_to_dict(config), "model": model_config_to_dict(model), "resolved": found}
+        (config.run / "config.json").write_text(json.dumps(resolved, indent=1) + "\n")
+        environment = describe_environment(self.world)
+        (config.run / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        optimizer, images = config.optimizer, learner.images_per_step
+        base = f"{optimizer.lr:g} for {optimizer.base_batch} images" if optimizer.scale_lr else "as given"
+        how = f"{config.data.batch_size} x {config.accumulate} x {self.world.size} processes"
+        self.say(f"{model.name} on {self.world.device} in {config.precision}; {images} images a step ({how})")
+        self.say(f"learning rate {learner.lr:g} ({base}); {self.steps_per_epoch} steps an epoch; {config.run}")
+
+    def run(self) -> FitResult:
+        """All epochs that are left, then the final files."""
+        figures: Figures = {}
+        if self.position.unevaluated:
+            figures = self._evaluate()
+        while self.position.epoch < self.config.epochs:
+            self._epoch()
+            if self.position.unevaluated:
+                figures = self._evaluate()
+        return self._finish(figures)
+
+    def _epoch(self) -> None:
+        config, position = self.config, self.position
+        since_save = position.step
+        for group in group_batches(self.loader, config.accumulate):
+            factor = optim.lr_factor(config.schedule, position.step, self.steps_per_epoch, config.epochs)
+            terms, norm = self.learner.step(group, factor)
+            position.step += 1
+            self._note_problems([problem for batch in group for problem in batch.problems])
+            self.deferred.add(
+                terms,
+                norm,
+                step=position.step,
+                epoch=position.epoch,
+                lr=self.learner.lr * factor,
+                images=self.learner.images_per_step,
+                samples=tuple(info for batch in group for info in batch.info),
+            )
+            at_end = self.loader.done == len(self.loader)
+            due = position.step - since_save >= config.save_every and not at_end
+            if due or at_end or len(self.deferred) >= config.log_every:
+                self._read()
+            if due:
+                self._save()
+                since_save = position.step
+        position.epoch += 1
+        due = position.epoch % config.evaluate_every == 0 or position.epoch == config.epochs
+        position.unevaluated = due and bool(config.data.evaluation)
+        self._save()
+        if position.problems:
+            self.say(f"{position.problems} bad samples so far on this process, left out or mended")
+
+    def _note_problems(self, problems: list[str]) -> None:
+        for problem in problems:
+            self.position.problems += 1
+            if self.position.problems <= PROBLEMS_SHOWN:
+                self.say(f"skipped: {problem}")
+
+    def _read(self) -> None:
+        """Bring the losses of the last steps to the host, look at them and write them down."""
+        steps = self.deferred.read()
+        if not steps:
+            return
+        if self.log is not None:
+            speed = self.log.steps(steps)
+            last = steps[-1]
+            self.bar.set_description(f"epoch {last.epoch + 1}/{self.config.epochs}", refresh=False)
+            self.bar.set_postfix(loss=f"{last.terms['loss']:.3f}", images_per_s=f"{speed:.2f}", refresh=False)
+            self.bar.update(len(steps))
+        self.guard.check(steps)
+
+    def _save(self) -> None:
+        """Everything that is needed to go on, as one file that replaces the one before."""
+        random = distributed.gather_objects(files.random_states(self.world.device))
+        if distributed.is_main():
+            state = {
+                **self.learner.state(),
+                "position": vars(self.position),
+                "loader": self.loader.state_dict(),
+                "random": random,
+                "accumulate": self.config.accumulate,
+                "model_config": model_config_to_dict(self.learner.model.config),
+            }
+            checkpoint.save_state(self.config.run / files.LAST, state)
+            assert self.log is not None
+            self.log.skip_time()
+        distributed.barrier()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.learner.load_state(state)
+        self.loader.load_state_dict(state["loader"])
+        self.position = Position(**state["position"])
+        if state["accumulate"] == self.config.accumulate and len(state["random"]) == self.world.size:
+            files.set_random_states(self.world.device, state["random"][self.world.rank])
+        else:
+            self.say("not the processes or micro-batches that the state was saved with: new random numbers")
+
+    def _evaluate(self) -> Figures:
+        """Every split, the pictures, and the best checkpoint where this is it."""
+        with files.kept_random_states(self.world.device), self.learner.for_evaluation() as model:
+            figures = self.assessor.figures(model)
+            self.position.unevaluated = False
+            if self.log is not None:
+                self.log.evaluation(self.position.step, self.position.epoch, figures)
+                pictures = self.assessor.pictures(model, self.config.pictures)
+                for number, picture in enumerate(pictures):
+                    self.log.picture(self.position.step, str(number), picture)
+                if pictures:
+                    grid(pictures).save(self.config.run / files.PICTURES)
+                for split, values in figures.items():
+                    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+                    self.say(f"epoch {self.position.epoch}, {split}: {shown}")
+            best = deciding_figure(figures)
+            if best > self.position.best:
+                self.position.best = best
+                if distributed.is_main():
+                    checkpoint.save_detector(self.config.run / files.BEST, model, self._provenance(figures))
+        if self.log is not None:
+            self.log.skip_time()
+        distributed.barrier()
+        return figures
+
+    def _provenance(self, figures: Figures) -> dict[str, str]:
+        trained = {"step": self.position.step, "epoch": self.position.epoch, "figures": figures}
+        return {"groundingdino.training": json.dumps(trained)}
+
+    def _finish(self, figures: Figures) -> FitResult:
+        run = self.config.run
+        if self.log is not None:
+            with self.learner.for_evaluation() as model:
+                checkpoint.save_detector(run / files.FINAL, model, self._provenance(figures))
+            plot_curves(run)
+        distributed.barrier()
+        names = {
+            "best": files.BEST,
+            "final": files.FINAL,
+            "metrics": METRICS,
+            "curves": CURVES,
+            "pictures": files.PICTURES,
+        }
+        found: dict[str, Any] = {key: run / name for key, name in names.items() if (run / name).exists()}
+        return FitResult(run, self.position.step, figures, self.position.best, found)
+
+    def close(self) -> None:
+        """Close the files and the progress bar; also after an error."""
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
