@@ -1,3 +1,53 @@
-"""MM-Grounding-DINO in plain PyTorch."""
+"""MM-Grounding-DINO in plain PyTorch. The public names below are imported when they are first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from groundingdino import environment as environment  # first: it settles variables that `import torch` reads
+
+if TYPE_CHECKING:
+    from groundingdino.config import MODEL_PRESETS as MODEL_PRESETS
+    from groundingdino.config import ModelConfig as ModelConfig
+    from groundingdino.drawing import draw_detections as draw_detections
+    from groundingdino.model import build_detector as build_detector
+    from groundingdino.predictor import Predictor as Predictor
+    from groundingdino.predictor import load_model as load_model
+    from groundingdino.prompts import Categories as Categories
+    from groundingdino.prompts import Phrases as Phrases
+    from groundingdino.prompts import Referring as Referring
+    from groundingdino.prompts import Spans as Spans
+    from groundingdino.results import to_coco as to_coco
+    from groundingdino.results import to_json as to_json
+    from groundingdino.results import to_supervision as to_supervision
+    from groundingdino.structures import Detections as Detections
+
+__version__ = "0.1.0"
+
+_HOME_OF_NAME = {
+    "MODEL_PRESETS": "config",
+    "ModelConfig": "config",
+    "draw_detections": "drawing",
+    "build_detector": "model",
+    "Predictor": "predictor",
+    "load_model": "predictor",
+    "Categories": "prompts",
+    "Phrases": "prompts",
+    "Referring": "prompts",
+    "Spans": "prompts",
+    "to_coco": "results",
+    "to_json": "results",
+    "to_supervision": "results",
+    "Detections": "structures",
+}
+
+__all__ = list(_HOME_OF_NAME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF_NAME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
