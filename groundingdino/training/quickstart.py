@@ -1,0 +1,61 @@
+"""What the quick start does around the training: it renders its data, and shows that language was learned."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from groundingdino import checkpoint, distributed
+from groundingdino.config import TrainConfig
+from groundingdino.data.synthetic import SUMMARY_FILE, write_dataset
+from groundingdino.distributed import World
+from groundingdino.training.assess import DECIDING, Assessor
+from groundingdino.training.trainer import FitResult
+
+HELD_OUT = "testA"  # a split that nothing was chosen by
+SHUFFLED = "mdetr_annotations/finetune_refcoco_testA_shuffled.json"
+Say = Callable[[str], None]
+
+
+def make_data(config: TrainConfig, say: Say) -> None:
+    """Render the scenes below `config.data.root` unless they are there; in the main process, the others wait."""
+    root = config.data.root
+    if distributed.is_main():
+        new = not (root / SUMMARY_FILE).is_file()
+        if new:
+            say(f"rendering scenes with referring expressions into {root}")
+        write_dataset(root)
+        if new or not (root / SHUFFLED).is_file():
+            shuffle_captions(root / f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", root / SHUFFLED)
+    distributed.barrier()
+
+
+def shuffle_captions(source: Path, target: Path) -> None:
+    """The same images and boxes, each with a sentence of another image."""
+    document = json.loads(source.read_text())
+    images = document["images"]
+    order = list(range(len(images)))
+    random.Random(0).shuffle(order)
+    captions = [image["caption"] for image in images]
+    for place, other in enumerate(order):
+        following = order[(place + 1) % len(order)]
+        images[other]["caption"] = captions[following]
+    for annotation in document["annotations"]:
+        annotation["tokens_positive"] = [[0, len(images[annotation["image_id"]]["caption"])]]
+    target.write_text(json.dumps(document))
+
+
+def report(config: TrainConfig, world: World, result: FitResult, say: Say) -> dict[str, float]:
+    """Precision@1 of the best checkpoint on held-out scenes, with the right and with shuffled sentences; says both."""
+    evaluation = {"held-out": f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", "shuffled": SHUFFLED}
+    asked = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation=evaluation))
+    model = checkpoint.load_detector(result.files["best"], world.device)
+    figures = Assessor(asked, world).figures(model)
+    chance = json.loads((config.data.root / SUMMARY_FILE).read_text())["splits"][HELD_OUT]["chance"]
+    found = {name: values[DECIDING] for name, values in figures.items()} | {"chance": chance}
+    say(
+        f"Precision@1 on held-out scenes: {found['held-out']:.3f}; with the sentences shuffled among the images: "
+        f"{found['shuffled']:.3f}; any object at random: {chance:.3f}"
+    )
+    return found
