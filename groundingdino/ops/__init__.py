@@ -1,5 +1,6 @@
 """Operators with a kernel of their own; each has a reference with the same signature."""
 
+from groundingdino.ops import cpu as cpu  # registers the CPU's kernels
 from groundingdino.ops import npu as npu  # registers the NPU's kernels; needs neither torch_npu nor CANN
 from groundingdino.ops.ms_deform_attn import ms_deform_attn
 from groundingdino.ops.reference import ms_deform_attn_reference
