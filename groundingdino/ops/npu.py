@@ -1,6 +1,6 @@
 """Deformable attention on an Ascend NPU: CANN's built-in operators through our own binding, or the composite.
 
-The binding is `csrc/npu`, built by setup.py where torch_npu is installed. It is loaded at the first call on NPU tensors,
+The binding is `csrc/npu`, built by setup.py where torch_npu is installed, and loaded at the first call on NPU tensors,
 so nothing here needs torch_npu or CANN before that.
 """
 

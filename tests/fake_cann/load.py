@@ -14,9 +14,8 @@ LIBRARIES: dict[str, ctypes.CDLL] = {}
 def load() -> None:
     """Preloads the fakes, imports torch_npu and points groundingdino to the test build of the binding."""
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    here = Path(__file__).parent
-    sys.path[:0] = [str(here), str(here.parent.parent)]
-    import build
+    sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+    from fake_cann import build
 
     for name, path in build.fake_cann().items():
         LIBRARIES[name] = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
@@ -34,3 +33,7 @@ def counters() -> dict[str, int]:
     LIBRARIES["libascendcl.so"].fake_counters(values)
     names = ("synchronisations", "to_device", "bytes_to_device", "to_host", "bytes_to_host")
     return dict(zip(names, values, strict=True))
+
+
+def pytest_configure() -> None:
+    load()

@@ -11,7 +11,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -301,7 +300,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Queue& queue, const Tensor& grad_out
                     "grad_output ", grad_output.sizes(), " on ", grad_output.device(), " does not fit ",
                     describe(value, shapes, locations));
   if (locations.numel() == 0 || value.numel() == 0) {
-    return {at::zeros_like(value), at::zeros_like(locations), at::zeros_like(weights)};
+    const auto zeros = [](const Tensor& t) { return at::zeros(t.sizes(), t.options()); };
+    return {zeros(value), zeros(locations), zeros(weights)};
   }
   const int64_t padded_C = round_up(C, kChannelMultiple), padded_P = std::max(P, kMinPoints);
   const Tensor value_in = padded(value, {{3, padded_C}});
