@@ -51,7 +51,7 @@ def report(config: TrainConfig, world: World, result: FitResult, say: Say) -> di
     evaluation = {"held-out": f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", "shuffled": SHUFFLED}
     asked = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation=evaluation))
     model = checkpoint.load_detector(result.files["best"], world.device)
-    figures = Assessor(asked, world).figures(model)
+    figures = Assessor(asked).assess(model).figures
     chance = json.loads((config.data.root / SUMMARY_FILE).read_text())["splits"][HELD_OUT]["chance"]
     found = {name: values[DECIDING] for name, values in figures.items()} | {"chance": chance}
     say(

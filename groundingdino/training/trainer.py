@@ -17,7 +17,7 @@ from groundingdino.distributed import World
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.training import optimizer as optim
 from groundingdino.training import state as files
-from groundingdino.training.assess import Assessor, Figures, deciding_figure
+from groundingdino.training.assess import Assessor, Figures
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.guard import LossGuard
 from groundingdino.training.learner import Learner, group_batches
@@ -82,7 +82,7 @@ class Trainer:
         files.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
         self.learner = Learner(self._model(saved), Criterion(), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
-        self.assessor = Assessor(config, world)
+        self.assessor = Assessor(config)
         self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
         self.position = Position()
         files.seed_everything(config.seed, world.rank)
@@ -217,28 +217,28 @@ class Trainer:
 
     def _evaluate(self) -> Figures:
         """Every split, the pictures, and the best checkpoint where this is it."""
+        position = self.position
         with files.kept_random_states(self.world.device), self.learner.for_evaluation() as model:
-            figures = self.assessor.figures(model)
-            self.position.unevaluated = False
-            if self.log is not None:
-                self.log.evaluation(self.position.step, self.position.epoch, figures)
-                pictures = self.assessor.pictures(model, self.config.pictures)
-                for number, picture in enumerate(pictures):
-                    self.log.picture(self.position.step, str(number), picture)
-                if pictures:
-                    grid(pictures).save(self.config.run / files.PICTURES)
-                for split, values in figures.items():
-                    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-                    self.say(f"epoch {self.position.epoch}, {split}: {shown}")
-            best = deciding_figure(figures)
-            if best > self.position.best:
-                self.position.best = best
+            found = self.assessor.assess(model)
+            position.unevaluated = False
+            if found.deciding > position.best:
+                position.best = found.deciding
                 if distributed.is_main():
-                    checkpoint.save_detector(self.config.run / files.BEST, model, self._provenance(figures))
+                    checkpoint.save_detector(self.config.run / files.BEST, model, self._provenance(found.figures))
+        if self.log is not None:
+            self.log.evaluation(position.step, position.epoch, found.figures)
+            pictures = self.assessor.pictures(found, self.config.pictures)
+            for number, picture in enumerate(pictures):
+                self.log.picture(position.step, str(number), picture)
+            if pictures:
+                grid(pictures).save(self.config.run / files.PICTURES)
+            for split, values in found.figures.items():
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+                self.say(f"epoch {position.epoch}, {split}: {shown}")
         if self.log is not None:
             self.log.skip_time()
         distributed.barrier()
-        return figures
+        return found.figures
 
     def _provenance(self, figures: Figures) -> dict[str, str]:
         trained = {"step": self.position.step, "epoch": self.position.epoch, "figures": figures}
