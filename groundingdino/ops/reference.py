@@ -23,8 +23,6 @@ def ms_deform_attn_reference(
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
     out = value.new_zeros(batch * heads, channels, queries)
-    if out.numel() == 0:
-        return out.view(batch, queries, heads * channels)
     for feature, grid, weight in _levels(value, shapes, locations, weights):
         sampled = F.grid_sample(feature, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         out = out + (sampled * weight).sum(-1)  # sampled (B*M, C, Q, P)
@@ -38,10 +36,8 @@ def ms_deform_attn_backward_reference(
 
     It samples again instead of keeping (B*M, C, Q, L*P) values from the forward pass.
     """
-    batch, _, heads, channels = value.shape
+    batch, tokens, heads, channels = value.shape
     queries = locations.shape[1]
-    if grad_output.numel() == 0:
-        return torch.zeros_like(value), torch.zeros_like(locations), torch.zeros_like(weights)
     grad = grad_output.reshape(batch, queries, heads, channels).permute(0, 2, 3, 1)
     grad = grad.reshape(batch * heads, channels, queries, 1)
     by_level = []
@@ -53,7 +49,7 @@ def ms_deform_attn_backward_reference(
         )
         by_level.append((grad_feature.flatten(2), 2 * grad_grid, grad_weight))
     grad_features, grad_locations, grad_weights = zip(*by_level, strict=True)
-    grad_value = torch.cat(grad_features, dim=2).view(batch, heads, channels, -1).permute(0, 3, 1, 2)
+    grad_value = torch.cat(grad_features, dim=2).view(batch, heads, channels, tokens).permute(0, 3, 1, 2)
     points = locations.shape[4]
     grad_locations = torch.stack(grad_locations, dim=2).view(batch, heads, queries, len(shapes), points, 2)
     grad_weights = torch.stack(grad_weights, dim=2).view(batch, heads, queries, len(shapes), points)
