@@ -27,7 +27,8 @@ def area(boxes: Tensor) -> Tensor:
 def _overlap_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=-1)
+    width, height = (high - low).clamp(min=0).unbind(dim=-1)
+    overlap = width * height
     return overlap, area(a) + area(b) - overlap
 
 
@@ -43,5 +44,6 @@ def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     union = union.clamp(min=eps)
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])
-    hull = (high - low).clamp(min=0).prod(dim=-1).clamp(min=eps)
+    width, height = (high - low).clamp(min=0).unbind(dim=-1)
+    hull = (width * height).clamp(min=eps)
     return overlap / union - (hull - union) / hull

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from groundingdino.ops import ms_deform_attn
 
 
+def attention_bias(attends: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool, True = may look -> what is added to the scores: 0 or -inf. Made once for all layers that share it."""
+    return torch.zeros_like(attends, dtype=dtype).masked_fill(~attends, float("-inf"))
+
+
 class MultiheadAttention(nn.Module):
-    """`nn.MultiheadAttention`'s parameters, with a boolean mask per sample and scaled_dot_product_attention inside."""
+    """`nn.MultiheadAttention`'s parameters, with a mask per sample and scaled_dot_product_attention inside."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -26,18 +31,20 @@ class MultiheadAttention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attends: Tensor | None = None) -> Tensor:
-        """query (B, Q, D), key and value (B, K, D); attends bool, broadcastable to (B, M, Q, K), True = may look."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """query (B, Q, D), key and value (B, K, D); bias from `attention_bias`, broadcastable to (B, M, Q, K)."""
         width = query.shape[-1]
         if query is key:
-            q, k = F.linear(query, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width]).chunk(2, dim=-1)
-            v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+            qk_weight, v_weight = self.in_proj_weight.split((2 * width, width))
+            qk_bias, v_bias = self.in_proj_bias.split((2 * width, width))
+            q, k = F.linear(query, qk_weight, qk_bias).chunk(2, dim=-1)
         else:
-            q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
-            k = F.linear(key, self.in_proj_weight[width : 2 * width], self.in_proj_bias[width : 2 * width])
-            v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+            q_weight, k_weight, v_weight = self.in_proj_weight.chunk(3)
+            q_bias, k_bias, v_bias = self.in_proj_bias.chunk(3)
+            q, k = F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias)
+        v = F.linear(value, v_weight, v_bias)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, ., D / M)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attends)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -7,11 +7,13 @@ Padded positions are zeros after the norm, and are not masked.
 Axes: B images, H/W of the map, N tokens of a window, C channels, M heads.
 """
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import Mlp, PatchEmbed, trunc_normal_
 from timm.models.swin_transformer import PatchMerging, get_relative_position_index, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -60,20 +62,20 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, shift: int, mask: Tensor | None) -> Tensor:
         """x (B, H, W, C) normalised; mask from `shift_mask` for a shifted block. Returns (B, H, W, C)."""
-        batch, height, width, channels = x.shape
+        height, width = x.shape[1:3]
         window = (self.window, self.window)
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         padded_height, padded_width = x.shape[1:3]
         if shift:
             x = torch.roll(x, (-shift, -shift), dims=(1, 2))
         windows = window_partition(x, window).flatten(1, 2)  # (B * windows, N, C)
-        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # (B * windows, M, N, C / M)
-        bias = self.position_bias()[None].to(q.dtype)
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        bias = self.position_bias().to(q.dtype)
         if mask is not None:
-            bias = (bias + mask[:, None].to(q.dtype)).repeat(batch, 1, 1, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        out = self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, window)
+            bias = bias + mask[:, None]  # (windows, M, N, N)
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B * windows, M, N, N)
+        weights = (scores.unflatten(0, (-1, len(mask) if mask is not None else 1)) + bias).softmax(dim=-1).flatten(0, 1)
+        out = self.proj((weights @ v).transpose(1, 2).flatten(2)).unflatten(1, window)
         out = window_reverse(out, window, padded_height, padded_width)
         if shift:
             out = torch.roll(out, (shift, shift), dims=(1, 2))
@@ -83,41 +85,39 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP."""
 
-    def __init__(self, channels: int, num_heads: int, window: int, shifted: bool, drop_path: float) -> None:
+    def __init__(self, channels: int, num_heads: int, window: int, shifted: bool) -> None:
         super().__init__()
         self.shift = window // 2 if shifted else 0
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, num_heads, window)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, 4 * channels)
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, H, W, C) -> the same."""
-        x = x + self.drop_path(self.attn(self.norm1(x), self.shift, mask if self.shift else None))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, mask: Tensor | None, keep: Tensor | None) -> Tensor:
+        """x (B, H, W, C); keep (2, B, 1, 1, 1) weighs the two branches (`drop_path_weights`), None for 1. Returns x's shape."""
+        attended = self.attn(self.norm1(x), self.shift, mask if self.shift else None)
+        x = x + attended if keep is None else torch.addcmul(x, attended, keep[0])
+        widened = self.mlp(self.norm2(x))
+        return x + widened if keep is None else torch.addcmul(x, widened, keep[1])
 
 
 class SwinStage(nn.Module):
     """Blocks of one resolution, plain and shifted in turn, and the merging into the next."""
 
-    def __init__(self, channels: int, num_heads: int, window: int, drop_paths: list[float], downsample: bool) -> None:
+    def __init__(self, channels: int, num_heads: int, window: int, depth: int, downsample: bool) -> None:
         super().__init__()
         self.window = window
-        self.blocks = nn.ModuleList(
-            SwinBlock(channels, num_heads, window, shifted=i % 2 == 1, drop_path=rate)
-            for i, rate in enumerate(drop_paths)
-        )
+        self.blocks = nn.ModuleList(SwinBlock(channels, num_heads, window, shifted=i % 2 == 1) for i in range(depth))
         self.downsample = PatchMerging(channels) if downsample else None
 
-    def forward(self, x: Tensor, recompute: bool) -> Tensor:
-        """(B, H, W, C) -> the same, before merging."""
+    def forward(self, x: Tensor, keep: Sequence[Tensor | None], recompute: bool) -> Tensor:
+        """x (B, H, W, C), `keep` one a block -> x's shape, before merging."""
         height, width = (-(-size // self.window) * self.window for size in x.shape[1:3])
         mask = None
         if len(self.blocks) > 1:
-            mask = shift_mask(height, width, self.window, self.window // 2, x.device)
-        for block in self.blocks:
-            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
+            mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)
+        for block, weights in zip(self.blocks, keep, strict=True):
+            x = checkpoint(block, x, mask, weights, use_reentrant=False) if recompute else block(x, mask, weights)
         return x
 
 
@@ -127,20 +127,17 @@ class SwinBackbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.recompute = False
+        self.drop_path_rate = config.drop_path_rate
         self.out_stages = config.out_stages
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=4, embed_dim=config.embed_dim, norm_layer=nn.LayerNorm,
             output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
         )  # fmt: skip
-        total = sum(config.depths)
-        rates = [config.drop_path_rate * i / max(total - 1, 1) for i in range(total)]
-        self.stages = nn.ModuleList()
-        for i, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
-            start = sum(config.depths[:i])
-            last = i == len(config.depths) - 1
-            channels = config.embed_dim * 2**i
-            stage = SwinStage(channels, heads, config.window_size, rates[start : start + depth], downsample=not last)
-            self.stages.append(stage)
+        last = len(config.depths) - 1
+        self.stages = nn.ModuleList(
+            SwinStage(config.embed_dim * 2**i, heads, config.window_size, depth, downsample=i < last)
+            for i, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True))
+        )
         self.channels = tuple(config.embed_dim * 2**i for i in config.out_stages)
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(config.embed_dim * 2**i) for i in config.out_stages})
         for module in self.modules():
@@ -149,12 +146,26 @@ class SwinBackbone(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def drop_path_weights(self, batch: int, like: Tensor) -> list[Tensor | None]:
+        """Stochastic depth (Huang et al. 2016), drawn for the whole backbone at once.
+
+        One (2, batch, 1, 1, 1) a block: 0 where an image skips a branch, else 1 / probability; the probability to skip
+        rises linearly from block to block. None a block outside training.
+        """
+        blocks = sum(len(stage.blocks) for stage in self.stages)
+        if not self.training or self.drop_path_rate == 0:
+            return [None] * blocks
+        kept = 1 - torch.linspace(0, self.drop_path_rate, blocks, device=like.device).view(-1, 1, 1, 1, 1, 1)
+        drawn = torch.rand(blocks, 2, batch, 1, 1, 1, device=like.device) < kept
+        return list((drawn / kept).to(like.dtype).unbind())
+
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised -> one (B, C, H / 4 / 2**i, W / 4 / 2**i) a stage in `out_stages`, rounded up."""
         x = self.patch_embed(pixels)
+        keep = iter(self.drop_path_weights(len(x), x))
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage(x, self.recompute and self.training)
+            x = stage(x, list(islice(keep, len(stage.blocks))), self.recompute and self.training)
             if i in self.out_stages:
                 maps.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
             if stage.downsample is not None:

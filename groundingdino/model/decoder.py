@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.config import ModelConfig
-from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention
+from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention, attention_bias
 from groundingdino.model.feature_enhancer import ImageTokens
-from groundingdino.model.heads import BoxHead, ContrastiveHead, inverse_sigmoid
+from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast, inverse_sigmoid
 from groundingdino.model.positions import box_encoding
 from groundingdino.structures import Prediction
 
@@ -32,13 +32,14 @@ class DecoderLayer(nn.Module):
         self.num_points = config.num_points
 
     def forward(
-        self, query: Tensor, position: Tensor, reference: Tensor, attends: Tensor | None,
-        memory: Tensor, image: ImageTokens, text_memory: Tensor, text_valid: Tensor,
+        self, query: Tensor, position: Tensor, reference: Tensor, self_bias: Tensor | None,
+        memory: Tensor, image: ImageTokens, text_memory: Tensor, text_bias: Tensor,
     ) -> Tensor:  # fmt: skip
-        """query and position (B, Q, D), reference (B, Q, L, 4) in each padded map, attends (Q, Q) or None."""
+        """query and position (B, Q, D), reference (B, Q, L, 4) in each padded map; biases from
+        `attention_bias`: (Q, Q) or None, and (B, 1, 1, T)."""
         placed = query + position
-        query = self.self_attention_norm(query + self.self_attention(placed, placed, query, attends))
-        read = self.text_attention(query + position, text_memory, text_memory, text_valid[:, None, None])
+        query = self.self_attention_norm(query + self.self_attention(placed, placed, query, self_bias))
+        read = self.text_attention(query + position, text_memory, text_memory, text_bias)
         query = self.text_attention_norm(query + read)
         offset_scale = reference[..., 2:] * (0.5 / self.num_points)
         looked = self.image_attention(
@@ -67,19 +68,22 @@ class Decoder(nn.Module):
     ) -> tuple[Prediction, ...]:  # fmt: skip
         """query (B, Q, D), boxes (B, Q, 4) first references, attends (Q, Q) bool or None. One prediction a layer."""
         ratios = torch.cat((image.valid_ratios, image.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
+        self_bias = None if attends is None else attention_bias(attends, query.dtype)
+        text_bias = attention_bias(text_valid[:, None, None], query.dtype)  # (B, 1, 1, T)
         reference = boxes  # what the next layer looks around, without gradient
         forward_reference = boxes  # the same with the last layer's gradient ("look forward twice", DINO section 3.5)
-        predictions = []
-        for i, layer in enumerate(self.layers):
+        features, answers = [], []
+        for layer, box_head in zip(self.layers, self.box_heads, strict=True):
             scaled = reference[:, :, None] * ratios
             position = box_encoding(scaled[:, :, 0], query.shape[-1] // 2).to(query.dtype)
             position = self.position_fc2(F.relu(self.position_fc1(position)))
-            query = layer(query, position, scaled, attends, memory, image, text_memory, text_valid)
-            normed = self.norm(query)
-            answer = self.box_heads[i](normed) + inverse_sigmoid(forward_reference, eps=1e-5)
-            logits = self.contrastive_heads[i](normed, text_memory, text_valid)
-            predictions.append(Prediction(logits, answer.sigmoid()))
-            if i + 1 < len(self.layers):
-                forward_reference = (self.box_heads[i](query) + inverse_sigmoid(reference, eps=1e-3)).sigmoid()
-                reference = forward_reference.detach()
-        return tuple(predictions)
+            query = layer(query, position, scaled, self_bias, memory, image, text_memory, text_bias)
+            features.append(self.norm(query))
+            # Two boxes a layer: the normed query's is the answer, the plain query's where the next layer looks.
+            answer, step = box_head(torch.stack((features[-1], query)))
+            answers.append((answer + inverse_sigmoid(forward_reference, eps=1e-5)).sigmoid())
+            forward_reference = (step + inverse_sigmoid(reference, eps=1e-3)).sigmoid()
+            reference = forward_reference.detach()
+        bias = torch.stack([head.bias for head in self.contrastive_heads])[:, None, None]  # (layers, 1, 1, 1)
+        logits = contrast(torch.stack(features), text_memory, text_valid, bias)
+        return tuple(Prediction(layer_logits, box) for layer_logits, box in zip(logits, answers, strict=True))

@@ -3,6 +3,7 @@
 Axes: B images, H/W pixels, L levels, S image tokens, T text tokens, Q queries, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from groundingdino.model.denoising import (
 )
 from groundingdino.model.feature_enhancer import FeatureEnhancer, ImageTokens
 from groundingdino.model.neck import Neck
-from groundingdino.model.positions import image_position_encoding
+from groundingdino.model.positions import pixel_encoding
 from groundingdino.model.query_selection import QuerySelection
 from groundingdino.model.text_encoder import TextEncoder
 from groundingdino.structures import ImageBatch, Prediction, Targets, TextBatch
@@ -37,32 +38,64 @@ class DetectorOutput:
 
 
 def flatten_levels(levels: list[Tensor], level_embedding: Tensor, images: ImageBatch) -> ImageTokens:
-    """L maps (B, D, H_l, W_l) -> one row of tokens an image, with positions and the padding worked out."""
+    """L maps (B, D, H_l, W_l) -> one row of tokens an image, with positions and the padding worked out.
+
+    Rows and columns are handled apart and met at the end; `_axis` does one of them for all levels at once.
+    """
     shapes = tuple((int(x.shape[2]), int(x.shape[3])) for x in levels)
-    padded = any(size != images.pixels.shape[2:] for size in images.sizes)
-    rows, columns = images.valid[:, None, :, 0].float(), images.valid[:, None, 0, :].float()  # (B, 1, H), (B, 1, W)
-    valid, position, grid, ratios, sizes = [], [], [], [], []
-    for level, (height, width) in enumerate(shapes):
-        row = F.interpolate(rows, size=height)[:, 0]  # (B, H_l) nearest, as mmdet `pre_transformer`
-        column = F.interpolate(columns, size=width)[:, 0]
-        real_height, real_width = row.sum(dim=1), column.sum(dim=1)
-        y = (torch.arange(height, device=row.device) + 0.5)[None] / real_height[:, None]  # (B, H_l)
-        x = (torch.arange(width, device=row.device) + 0.5)[None] / real_width[:, None]
-        grid.append(torch.stack((x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), -1))
-        ratios.append(torch.stack((real_width / width, real_height / height), dim=-1))
-        sizes.append(torch.stack((torch.full_like(x[0, 0], width), torch.full_like(x[0, 0], height))))
-        encoded = image_position_encoding(row, column, levels[level].shape[1])
-        position.append(encoded.to(level_embedding.dtype) + level_embedding[level])
-        if padded:
-            valid.append((row[:, :, None] * column[:, None, :]).flatten(1))
+    heights, widths = zip(*shapes, strict=True)
+    y = _axis(images.valid[:, None, :, 0], heights, level_embedding.shape[1] // 2)
+    x = _axis(images.valid[:, None, 0, :], widths, level_embedding.shape[1] // 2)
+
+    def meet(rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
+        """(B, H_l, F) and (B, W_l, G) a level -> (B, S, F + G)."""
+        pairs = [
+            torch.cat((r[:, :, None].expand(-1, -1, c.shape[1], -1), c[:, None].expand(-1, r.shape[1], -1, -1)), dim=-1)
+            for r, c in zip(rows, columns, strict=True)
+        ]
+        return torch.cat([pair.flatten(1, 2) for pair in pairs], dim=1)
+
+    position = meet(y.encoding, x.encoding).to(level_embedding.dtype)
+    level = torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(level_embedding, shapes, strict=True)])
+    valid = None
+    if any(size != images.pixels.shape[2:] for size in images.sizes):
+        valid = meet(y.inside, x.inside).all(dim=-1)
     return ImageTokens(
         tokens=torch.cat([x.flatten(2).mT for x in levels], dim=1),
-        position=torch.cat(position, dim=1),
-        valid=torch.cat(valid, dim=1) > 0.5 if padded else None,
-        valid_ratios=torch.stack(ratios, dim=1),
-        grid=torch.cat([g.flatten(1, 2) for g in grid], dim=1),
-        level_sizes=torch.stack(sizes),
+        position=position + level,
+        valid=valid,
+        valid_ratios=torch.stack((x.ratio, y.ratio), dim=-1),
+        grid=meet(y.center, x.center).flip(-1),
+        level_sizes=torch.stack((x.size, y.size), dim=-1),
         shapes=shapes,
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Rows (or columns) of the L maps; N is the number in one map."""
+
+    inside: Sequence[Tensor]  # L times (B, N, 1) bool, True = inside the image
+    center: Sequence[Tensor]  # L times (B, N, 1), in [0, 1] of the unpadded image
+    encoding: Sequence[Tensor]  # L times (B, N, F)
+    ratio: Tensor  # (B, L) share of the map that is image
+    size: Tensor  # (L,) N, as floats
+
+
+def _axis(inside: Tensor, sizes: Sequence[int], num_features: int) -> _Axis:
+    """inside (B, 1, H) bool, rows of the padded image; sizes of the L maps along this axis."""
+    # Nearest, as mmdet `detectors/deformable_detr.py::pre_transformer` shrinks its mask.
+    shrunk = torch.cat([F.interpolate(inside.float(), size=size)[:, 0] for size in sizes], dim=1)  # (B, sum of N)
+    extent = torch.stack([part.sum(dim=1) for part in shrunk.split(sizes, dim=1)], dim=1)  # (B, L)
+    index = torch.cat([torch.arange(size, device=inside.device, dtype=torch.float32) for size in sizes])
+    extents = torch.cat([e.expand(-1, size) for e, size in zip(extent.split(1, dim=1), sizes, strict=True)], dim=1)
+    size = torch.cat([extent.new_full((1,), size) for size in sizes])
+    return _Axis(
+        inside=(shrunk > 0.5)[..., None].split(sizes, dim=1),
+        center=((index + 0.5) / extents)[..., None].split(sizes, dim=1),
+        encoding=pixel_encoding(index, extents, num_features).split(sizes, dim=1),
+        ratio=extent / size,
+        size=size,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import ModelConfig
-from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention
+from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention, attention_bias
 from groundingdino.model.fusion import Fusion
 from groundingdino.model.positions import text_position_encoding
 from groundingdino.structures import TextBatch
@@ -51,10 +51,10 @@ class TextLayer(nn.Module):
         self.ffn = FeedForward(width, ffn_width)
         self.ffn_norm = nn.LayerNorm(width)
 
-    def forward(self, text: Tensor, position: Tensor, attends: Tensor) -> Tensor:
-        """text and position (B, T, D), attends (B, T, T) bool."""
+    def forward(self, text: Tensor, position: Tensor, bias: Tensor) -> Tensor:
+        """text and position (B, T, D), bias (B, 1, T, T) from `attention_bias`."""
         query = text + position
-        text = self.attention_norm(text + self.attention(query, query, text, attends[:, None]))
+        text = self.attention_norm(text + self.attention(query, query, text, bias))
         return self.ffn_norm(text + self.ffn(text))
 
 
@@ -86,12 +86,12 @@ class EnhancerLayer(nn.Module):
         self.image_layer = ImageLayer(config)
 
     def forward(
-        self, memory: Tensor, text_memory: Tensor, image: ImageTokens, text: TextBatch, text_position: Tensor,
-        centers: Tensor, offset_scale: Tensor,
+        self, memory: Tensor, text_memory: Tensor, image: ImageTokens, text: TextBatch,
+        text_position: Tensor, text_bias: Tensor, centers: Tensor, offset_scale: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """memory (B, S, D), text_memory (B, T, D); returns both."""
         memory, text_memory = self.fusion(memory, text_memory, image.valid, text.valid)
-        text_memory = self.text_layer(text_memory, text_position, text.attends)
+        text_memory = self.text_layer(text_memory, text_position, text_bias)
         memory = self.image_layer(memory, image, centers, offset_scale)
         return memory, text_memory
 
@@ -110,8 +110,9 @@ class FeatureEnhancer(nn.Module):
         centers = image.grid[:, :, None] * image.valid_ratios[:, None]  # (B, S, L, 2) in each padded map
         offset_scale = (1 / image.level_sizes)[None, None]
         text_position = text_position_encoding(text.position_ids, text_tokens.shape[-1]).to(text_tokens.dtype)
+        text_bias = attention_bias(text.attends[:, None], text_tokens.dtype)
         for layer in self.layers:
-            inputs = (memory, text_memory, image, text, text_position, centers, offset_scale)
+            inputs = (memory, text_memory, image, text, text_position, text_bias, centers, offset_scale)
             if self.recompute and self.training and torch.is_grad_enabled():
                 memory, text_memory = checkpoint(layer, *inputs, use_reentrant=False)
             else:

@@ -47,15 +47,20 @@ class Fusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """image (B, S, D), text (B, T, D), valid (B, S) or None and (B, T), bool, True = real. Returns both, fused."""
         image, text = self.image_norm(image), self.text_norm(text)
-        heads, tokens = self.num_heads, text.shape[1]
+        batch, tokens = text.shape[:2]
+        heads = self.num_heads
         scale = (self.image_query.out_features // heads) ** -0.5
 
-        key = self.text_key(text).unflatten(-1, (heads, -1)).transpose(1, 2) * scale  # (B, M, T, E)
-        query_weight = self.image_query.weight.unflatten(0, (heads, -1))  # (M, E, D)
-        query_bias = self.image_query.bias.unflatten(0, (heads, -1, 1))  # (M, E, 1)
-        key_in_image_space = (key @ query_weight).flatten(1, 2)  # (B, M T, D)
-        key_offset = (key @ query_bias).flatten(1, 2)  # (B, M T, 1)
-        scores = key_in_image_space @ image.mT + key_offset  # (B, M T, S)
+        def by_head(x: Tensor) -> Tensor:  # (B, T, M * E) -> (M, B * T, E)
+            return x.view(batch * tokens, heads, -1).transpose(0, 1)
+
+        def by_image(x: Tensor) -> Tensor:  # (M, B * T, .) -> (B, M * T, .)
+            return x.unflatten(1, (batch, tokens)).transpose(0, 1).flatten(1, 2)
+
+        key = by_head(self.text_key(text) * scale)
+        key_in_image_space = by_image(torch.bmm(key, self.image_query.weight.unflatten(0, (heads, -1))))  # (B, M T, D)
+        key_offset = by_image(torch.bmm(key, self.image_query.bias.unflatten(0, (heads, -1, 1))))  # (B, M T, 1)
+        scores = torch.baddbmm(key_offset, key_in_image_space, image.mT)  # (B, M T, S)
         scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
         to_image = scores if image_valid is None else scores.masked_fill(~image_valid[:, None], float("-inf"))
@@ -63,16 +68,16 @@ class Fusion(nn.Module):
         to_text = scores.unflatten(1, (heads, tokens)).masked_fill(~text_valid[:, None, :, None], float("-inf"))
         to_text = F.dropout(to_text.softmax(dim=2), self.dropout, self.training).flatten(1, 2)
 
-        value = self.text_value(text).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, M, T, E)
-        image_out_weight = (self.image_out.weight * self.image_scale[:, None]).unflatten(1, (heads, -1))  # (D, M, E)
-        value_in_image_space = (value @ image_out_weight.permute(1, 2, 0)).flatten(1, 2)  # (B, M T, D)
-        image_delta = to_text.mT @ value_in_image_space + self.image_out.bias * self.image_scale
+        # The scale of the residual goes into the small matrix instead of over all image tokens.
+        image_out = (self.image_out.weight * self.image_scale[:, None]).unflatten(1, (heads, -1))  # (D, M, E)
+        value_in_image_space = by_image(torch.bmm(by_head(self.text_value(text)), image_out.permute(1, 2, 0)))
+        image_delta = torch.baddbmm(self.image_out.bias * self.image_scale, to_text.mT, value_in_image_space)
 
-        pooled = (to_image @ image).unflatten(1, (heads, tokens))  # (B, M, T, D)
-        value_weight = self.image_value.weight.unflatten(0, (heads, -1))  # (M, E, D)
-        value_bias = self.image_value.bias.unflatten(0, (heads, 1, -1))  # (M, 1, E)
+        pooled = torch.bmm(to_image, image)  # (B, M T, D)
         # Dropout leaves rows that do not sum to one, so the bias is weighed by the row's sum.
-        weight_sum = to_image.sum(dim=-1, keepdim=True).unflatten(1, (heads, tokens))
-        pooled = pooled @ value_weight.mT + weight_sum * value_bias  # (B, M, T, E)
-        text_delta = self.text_out(pooled.transpose(1, 2).flatten(2)) * self.text_scale
-        return image + image_delta, text + text_delta
+        pooled = torch.cat((pooled, to_image.sum(dim=-1, keepdim=True).to(pooled.dtype)), dim=-1)
+        pooled = pooled.unflatten(1, (heads, tokens)).transpose(0, 1).flatten(1, 2)  # (M, B T, D + 1)
+        value = torch.cat((self.image_value.weight, self.image_value.bias[:, None]), dim=1)  # (M E, D + 1)
+        pooled = torch.bmm(pooled, value.unflatten(0, (heads, -1)).mT)  # (M, B T, E)
+        text_delta = self.text_out(pooled.transpose(0, 1).reshape(batch, tokens, -1))
+        return image + image_delta, torch.addcmul(text, text_delta, self.text_scale)

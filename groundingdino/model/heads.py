@@ -29,13 +29,18 @@ class BoxHead(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """Alignment of queries with text tokens: scaled dot product and a learned bias."""
+    """The learned bias of one layer's logits; `contrast` is the rest of the head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.full((1,), START_BIAS))
 
-    def forward(self, query: Tensor, text_memory: Tensor, text_valid: Tensor) -> Tensor:
-        """query (B, Q, D), text_memory (B, T, D), text_valid (B, T) -> logits (B, Q, T), float32, -inf at padding."""
-        logits = (query * query.shape[-1] ** -0.5) @ text_memory.mT + self.bias
-        return logits.float().masked_fill(~text_valid[:, None], float("-inf"))
+
+def contrast(query: Tensor, text_memory: Tensor, text_valid: Tensor, bias: Tensor) -> Tensor:
+    """Alignment of queries with text tokens: scaled dot product and a learned bias.
+
+    query (..., B, Q, D), text_memory (B, T, D), text_valid (B, T), bias broadcastable to the result
+    -> logits (..., B, Q, T), float32, -inf at text padding.
+    """
+    logits = query @ (text_memory * query.shape[-1] ** -0.5).mT + bias
+    return logits.float().masked_fill(~text_valid[:, None], float("-inf"))

@@ -35,24 +35,9 @@ def text_position_encoding(position_ids: Tensor, width: int) -> Tensor:
     return sine_features(position_ids * (2 * math.pi), width, temperature=10000)
 
 
-def image_position_encoding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """Where in the unpadded image a pixel of a feature map lies (mmdet `SinePositionalEncoding`, temperature 20).
+def pixel_encoding(index: Tensor, extent: Tensor, num_features: int) -> Tensor:
+    """Where along one axis of the unpadded image a row or column lies (mmdet `SinePositionalEncoding`).
 
-    Args:
-        rows: (B, H) bool, True = this row is inside the image.
-        columns: (B, W) bool likewise.
-        width: D; half encodes y, half x.
-
-    Returns:
-        (B, H * W, D).
+    index: (B, N) 0, 1, ...; extent: (B, N) how many rows or columns of that map are image -> (B, N, num_features).
     """
-
-    def encode(inside: Tensor) -> Tensor:
-        steps = inside.cumsum(dim=1, dtype=torch.float32)
-        return sine_features(steps / (steps[:, -1:] + 1e-6) * (2 * math.pi), width // 2, temperature=20)
-
-    y, x = encode(rows), encode(columns)  # (B, H, D / 2), (B, W, D / 2)
-    batch, height, wide = rows.shape[0], rows.shape[1], columns.shape[1]
-    y = y[:, :, None].expand(batch, height, wide, -1)
-    x = x[:, None, :].expand(batch, height, wide, -1)
-    return torch.cat((y, x), dim=-1).flatten(1, 2)
+    return sine_features((index + 1) / (extent + 1e-6) * (2 * math.pi), num_features, temperature=20)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from groundingdino.model.feature_enhancer import ImageTokens
-from groundingdino.model.heads import BoxHead, ContrastiveHead
+from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast
 from groundingdino.structures import Prediction
 
 ANCHOR_SIZE = 0.05  # of the image, on the finest level; doubles from level to level
@@ -61,9 +61,9 @@ class QuerySelection(nn.Module):
         anchor_logits, usable = anchors(image)
         memory = memory.masked_fill(~usable[..., None], 0.0)
         with torch.no_grad():  # ranks carry no gradient, so only the chosen tokens are computed with one
-            logits = self.contrastive_head(self.norm(self.fc(memory)), text_memory, text_valid)
+            logits = contrast(self.norm(self.fc(memory)), text_memory, text_valid, self.contrastive_head.bias)
             best = logits.amax(dim=-1).topk(min(self.num_queries, memory.shape[1]), dim=1).indices[..., None]
         chosen = self.norm(self.fc(memory.gather(1, best.expand(-1, -1, memory.shape[-1]))))
-        logits = self.contrastive_head(chosen, text_memory, text_valid)
+        logits = contrast(chosen, text_memory, text_valid, self.contrastive_head.bias)
         boxes = (self.box_head(chosen) + anchor_logits.gather(1, best.expand(-1, -1, 4))).sigmoid()
         return Selection(boxes.detach(), Prediction(logits, boxes))

@@ -3,10 +3,12 @@
 Our own module, not transformers': its interface to three-dimensional masks has broken several times (USERS pains).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.config import TextConfig
+from groundingdino.model.attention import attention_bias
 from groundingdino.structures import TextBatch
 
 LAYER_NORM_EPS = 1e-12
@@ -47,13 +49,13 @@ class BertLayer(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, attends: Tensor) -> Tensor:
-        """x (B, T, width), attends (B, 1, T, T) bool."""
-        q, k, v = (
-            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=attends).transpose(1, 2).flatten(2)
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x (B, T, width), bias (B, 1, T, T) from `attention_bias`."""
+        projections = (self.query, self.key, self.value)
+        weight, offset = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
+        qkv = F.linear(x, weight, offset).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind()  # (B, heads, T, width / heads)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
         x = self.attention_norm(x + self.attention_out(context))
         return self.ffn_norm(x + self.ffn_out(F.gelu(self.ffn_in(x))))
 
@@ -72,7 +74,7 @@ class TextEncoder(nn.Module):
     def forward(self, text: TextBatch) -> Tensor:
         """(B, T, D). A token sees its own sub-sentence only, so captions of one batch never meet."""
         x = self.embeddings(text.token_ids, text.position_ids)
-        attends = text.attends[:, None]
+        bias = attention_bias(text.attends[:, None], x.dtype)
         for layer in self.layers:
-            x = layer(x, attends)
+            x = layer(x, bias)
         return self.projection(x)
