@@ -2,12 +2,17 @@
 
 Every extension is optional: without a compiler or a toolkit the installation goes through, and the library says at run
 time what is missing. The CPU kernel is a plain shared library (no torch headers), so that it builds in seconds, in
-pip's isolated build too, and fits any torch.
+pip's isolated build too, and fits any torch. The NPU binding needs the headers of torch and torch_npu, which pip's
+isolated build does not see: `pip install --no-build-isolation -e .`. Neither is imported (torch_npu would need CANN).
 """
+
+from importlib.util import find_spec
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 CPU_SOURCES = "groundingdino/ops/csrc/cpu"
+NPU_SOURCES = "groundingdino/ops/csrc/npu"
 
 
 def cpu_extension() -> Extension:
@@ -23,4 +28,27 @@ def cpu_extension() -> Extension:
     )
 
 
-setup(ext_modules=[cpu_extension()])
+def npu_extensions() -> list[Extension]:
+    """Deformable attention for Ascend NPUs, where torch_npu is installed; links to no file of CANN."""
+    torch, torch_npu = find_spec("torch"), find_spec("torch_npu")
+    if torch is None or torch_npu is None:
+        return []
+    torch_folder, npu_folder = Path(torch.origin).parent, Path(torch_npu.origin).parent
+    torch_headers, npu_headers = torch_folder / "include", npu_folder / "include"
+    headers = [torch_headers, torch_headers / "torch/csrc/api/include", npu_headers]
+    headers += [npu_headers / "third_party/acl/inc", npu_headers / "third_party/hccl/inc"]
+    extension = Extension(
+        "groundingdino.ops._npu",
+        sources=[f"{NPU_SOURCES}/register_npu.cpp"],
+        depends=[f"{NPU_SOURCES}/aclnn_msda.h", f"{NPU_SOURCES}/schema.h"],
+        include_dirs=[str(folder) for folder in headers],
+        library_dirs=[str(torch_folder / "lib"), str(npu_folder / "lib")],
+        libraries=["c10", "torch_cpu", "torch_npu", "dl"],
+        extra_compile_args=["-O2", "-std=c++17", "-w"],  # torch_npu's headers warn a lot
+        language="c++",
+        optional=True,
+    )
+    return [extension]
+
+
+setup(ext_modules=[cpu_extension(), *npu_extensions()])

@@ -104,11 +104,11 @@ def torch_npu_folder(*, install: bool = False) -> Path:
     folder = cache_folder() / version
     if (folder / "torch_npu").exists():
         return folder
+    if not install:
+        raise RuntimeError(f"{TORCH_NPU} is not in {folder}; `python tests/fake_cann/build.py` downloads it")
     with _locked():
         if (folder / "torch_npu").exists():
             return folder
-        if not install:
-            raise RuntimeError(f"{TORCH_NPU} is not in {folder}; `python tests/fake_cann/build.py` downloads it")
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), TORCH_NPU]
         result = subprocess.run(pip, capture_output=True, text=True)
@@ -120,12 +120,30 @@ def torch_npu_folder(*, install: bool = False) -> Path:
 
 @cache
 def npu_binding() -> Path:
-    """The binding itself, compiled against the wheel as setup.py does it."""
-    wheel = torch_npu_folder() / "torch_npu"
-    acl = [f"-I{wheel / 'include'}", *(f"-I{wheel}/include/third_party/{part}/inc" for part in ("acl", "hccl"))]
-    libraries = [*TORCH_LIBRARIES, f"-L{wheel / 'lib'}", "-ltorch_npu", "-ldl"]
-    flags = [f"-I{BINDING}", *TORCH_FLAGS, *acl, *libraries]
-    return compile_library("npu_binding.so", [BINDING / "register_npu.cpp"], flags, _binding_headers())
+    """The binding as setup.py builds it where torch_npu can be found (and, without CANN, not imported)."""
+    digest = hashlib.sha256(repr(("npu_binding", torch.__version__)).encode())
+    for path in (ROOT / "setup.py", BINDING / "register_npu.cpp", *_binding_headers()):
+        digest.update(path.read_bytes())
+    folder = cache_folder() / digest.hexdigest()[:16]
+    target = folder / "groundingdino" / "ops" / f"_npu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if target.exists():
+        return target
+    with _locked():
+        command = [
+            sys.executable,
+            "setup.py",
+            "build_ext",
+            "--build-lib",
+            str(folder),
+            "--build-temp",
+            f"{folder}-temp",
+        ]
+        path = os.pathsep.join(map(str, (torch_npu_folder(), *sys.path[1:])))
+        env = {**os.environ, "PYTHONPATH": path}
+        result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if not target.exists():
+        raise RuntimeError(f"setup.py did not build the NPU binding:\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}")
+    return target
 
 
 def main() -> None:
