@@ -188,13 +188,14 @@ def _holds_json_lines(path: Path) -> bool:
 
 def _read_entry(record: Any, label_map: Mapping[int, str] | None) -> Entry:
     width, height = int(record["width"]), int(record["height"])
+    spans: tuple[Spans, ...] = ()
     if label_map is not None:
         instances = record.get("detection", {}).get("instances", [])
         boxes = [(number, instance["bbox"], int(instance["label"])) for number, instance in enumerate(instances)]
         unknown = next((label for _, _, label in boxes if label not in label_map), None)
         if unknown is not None:
             raise ValueError(f"label {unknown} is not in the label map")
-        caption, spans = None, ()
+        caption = None
     else:
         if "grounding" not in record and "detection" in record:
             raise ValueError("detection data needs a label map (label_map_file)")

@@ -87,7 +87,7 @@ def collate_targets(samples: Sequence[Sample], num_tokens: int) -> Targets:
     labels = torch.zeros(B, N, dtype=torch.int64)
     named = torch.zeros(B, N, num_tokens, dtype=torch.bool)
     for index, (sample, count) in enumerate(zip(samples, counts, strict=True)):
-        if count == 0:
+        if sample.boxes is None or sample.labels is None or count == 0:
             continue
         h, w = sample.image.shape[1:]
         boxes[index, :count] = xyxy_to_cxcywh(sample.boxes) / torch.tensor([w, h, w, h])
