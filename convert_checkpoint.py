@@ -2,6 +2,7 @@
 
     python convert_checkpoint.py IN.pth OUT.safetensors            # mmdet's, released or left by mmengine's Runner
     python convert_checkpoint.py IN.safetensors OUT.pth --to mmdet  # back, bit for bit
+    python convert_checkpoint.py IN.safetensors OUT --to huggingface  # a folder for transformers, which IN may be too
 
 No pickled code is run, so a file from anywhere may be read.
 """
@@ -22,12 +23,12 @@ def main(
     to: Target = "native",
     text_heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
 ) -> None:
-    """Convert MM-Grounding-DINO weights between mmdet's format and ours.
+    """Convert MM-Grounding-DINO weights between mmdet's format, transformers' and ours.
 
     Args:
-        source: file to read: mmdet's .pth or ours.
-        target: file to write or replace.
-        to: format of the target: native is safetensors with everything that load_model needs.
+        source: file to read: mmdet's .pth, a folder of transformers' MMGroundingDinoForObjectDetection, or ours.
+        target: file to write or replace; for huggingface a folder to make.
+        to: format of the target: native is one safetensors file with everything that load_model needs.
         text_heads: attention heads of a BERT of unusual size (default: one per 64 channels, at least 2).
     """
     try:

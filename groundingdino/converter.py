@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,12 +23,13 @@ from groundingdino.checkpoint import (
     vocabulary_size,
 )
 from groundingdino.config import ModelConfig
-from groundingdino.conversion import mmdet
+from groundingdino.conversion import huggingface, mmdet
 from groundingdino.conversion.key_table import some
 from groundingdino.conversion.source import Source, read_source
-from groundingdino.tensor_files import atomic_file
+from groundingdino.tensor_files import atomic_file, write_tensors
+from groundingdino.text import VOCABULARY_FILE
 
-Target = Literal["native", "mmdet"]
+Target = Literal["native", "mmdet", "huggingface"]
 
 # First eight hexadecimal digits of a released file's SHA-256, which are also the end of its name.
 RELEASES = {
@@ -52,7 +55,7 @@ class Report:
     mapped: int  # tensors that went over, under another name
     permuted: int  # of these, stored in another order
     dropped: Mapping[str, int]  # how many were left out, by reason
-    added: int  # buffers that the target has and the source has not, computed
+    added: Mapping[str, int]  # how many the target has and the source has not, by what they are
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -60,23 +63,28 @@ class Report:
         return [
             f"{self.source.path}: MM-Grounding-DINO {self.config.name} in {self.source.naming} naming, "
             f"{self.num_parameters:,} parameters in {len(self.source.tensors)} tensors",
-            f"  mapped   {self.mapped:5d}, of which {self.permuted} permuted (patch merging: order of the neighbours)",
+            f"  mapped   {self.mapped:5d}"
+            + (
+                f", of which {self.permuted} permuted (patch merging: order of the neighbours)" if self.permuted else ""
+            ),
             *(f"  dropped  {count:5d}: {reason}" for reason, count in self.dropped.items()),
-            *([f"  computed {self.added:5d} buffers that mmdet stores"] if self.added else []),
+            *(f"  added    {count:5d}: {what}" for what, count in self.added.items()),
             *(f"  {note}" for note in (*self.source.notes, *self.warnings)),
-            f"wrote {self.written} ({self.written.stat().st_size / 1e6:,.1f} MB)",
+            f"wrote {self.written}",
         ]
 
 
 def convert_file(
     source: str | Path, target: str | Path, to: Target = "native", text_heads: int | None = None
 ) -> Report:
-    """Convert a checkpoint. The target file appears whole or not at all.
+    """Convert a checkpoint. The target appears whole or not at all.
 
     Args:
-        source: mmdet's .pth (released, or left by mmengine's Runner), or a checkpoint of ours.
-        target: file to write or replace.
-        to: "native" is a safetensors file that `load_model` reads; "mmdet" is mmdet's format.
+        source: mmdet's .pth (released, or left by mmengine's Runner), a folder or model.safetensors of transformers'
+            MMGroundingDinoForObjectDetection, or a checkpoint of ours.
+        target: file to write or replace; for "huggingface" a folder to make.
+        to: "native" is a safetensors file that `load_model` reads; "mmdet" is mmdet's format; "huggingface" a folder
+            for transformers' `from_pretrained`.
         text_heads: attention heads of a BERT of unusual size, see `conversion.mmdet.infer_config`.
 
     Raises:
@@ -84,81 +92,147 @@ def convert_file(
         OSError: the target could not be written.
     """
     source, target = Path(source), Path(target)
-    if target.is_dir() or not target.parent.is_dir():
-        problem = "is a folder" if target.is_dir() else f"cannot be written: there is no folder {target.parent}"
-        raise ValueError(f"{target} {problem}; name a file to write")
+    _check_target(source, target, to)
+    opened = read_source(source)
+    if opened.naming == to:
+        raise ValueError(f"{source}: in {to} format already; name the format that you want with --to")
+    weights = _native_weights(opened, text_heads)
+    _check_whole(opened, weights)
+    write = {"native": _write_native, "mmdet": _write_mmdet, "huggingface": _write_huggingface}[to]
+    provenance = _provenance(opened)
+    added = write(weights, provenance, target)
+    drops = {"mmdet": mmdet.dropped_because, "huggingface": huggingface.dropped_because}.get(opened.naming)
+    dropped = Counter(reason for name in opened.tensors if drops and (reason := drops(name)))
+    if to == "huggingface":
+        dropped["denoising label embedding: transformers has no place for it"] += 1
+    return Report(
+        source=opened,
+        config=weights.config,
+        written=target,
+        num_parameters=sum(tensor.numel() for tensor in weights.tensors.values()),
+        mapped=len(opened.tensors) - sum(dropped.values()),
+        permuted=_count_permuted(weights.tensors) if "mmdet" in (opened.naming, to) else 0,
+        dropped=dropped,
+        added={**weights.added, **added},
+        warnings=(*_name_warning(provenance), *_number_warning(weights.tensors)),
+    )
+
+
+def _check_target(source: Path, target: Path, to: Target) -> None:
+    """Refuse before any work what could not be written after it."""
+    if not target.parent.is_dir():
+        raise ValueError(f"{target} cannot be written: there is no folder {target.parent}")
+    if to == "huggingface" and target.exists():
+        raise ValueError(f"{target} exists; name a folder to make")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name a file to write")
     if target.exists() and source.exists() and target.samefile(source):
         raise ValueError(f"{target} is the source itself; name another file to write")
-    opened = read_source(source)
-    config, native = _native_weights(opened, text_heads)
-    _check(opened, config, native)
-    if to == "mmdet":
-        return _write_mmdet(opened, config, native, target)
-    return _write_native(opened, config, native, target)
 
 
-def _native_weights(source: Source, text_heads: int | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class _Weights:
+    """A whole model under our names."""
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    added: Mapping[str, int]  # what the source had not, and was made up
+
+
+def _native_weights(source: Source, text_heads: int | None) -> _Weights:
+    if source.naming == "native":
+        return _Weights(checked_config(source.path, source.metadata), source.tensors, {})
     try:
-        if source.naming == "native":
-            return checked_config(source.path, source.metadata), dict(source.tensors)
-        config = mmdet.infer_config({name: tuple(t.shape) for name, t in source.tensors.items()}, text_heads)
-        return config, mmdet.to_native(source.tensors, config.decoder_layers)
+        if source.naming == "mmdet":
+            config = mmdet.infer_config({name: tuple(t.shape) for name, t in source.tensors.items()}, text_heads)
+            return _Weights(config, mmdet.to_native(source.tensors, config.decoder_layers), {})
+        native = huggingface.to_native(source.tensors)
+        native[huggingface.LABEL_EMBEDDING] = _fresh_label_embedding(native)
+        config = huggingface.infer_config(native, text_heads or _text_heads(source.path.parent))
+        return _Weights(config, native, {"denoising label embedding: fresh, seen in training only": 1})
     except ValueError as error:
-        raise ValueError(
-            f"{source.path}: {error}".replace(f"{source.path}: {source.path}", str(source.path))
-        ) from error
+        raise ValueError(f"{source.path}: {error}") from error
 
 
-def _check(source: Source, config: ModelConfig, native: Mapping[str, Tensor]) -> None:
+def _fresh_label_embedding(native: Mapping[str, Tensor]) -> Tensor:
+    """As mmdet starts it; the same in every conversion."""
+    width = native["level_embedding"].shape[-1] if "level_embedding" in native else 0
+    return torch.randn(ModelConfig.num_labels, width, generator=torch.Generator().manual_seed(0))
+
+
+def _text_heads(folder: Path) -> int | None:
+    """The number of BERT's attention heads in transformers' config.json, where there is one."""
+    try:
+        return int(json.loads((folder / "config.json").read_text())["text_config"]["num_attention_heads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_whole(source: Source, weights: _Weights) -> None:
     from groundingdino.model import build_detector  # timm: not worth its seconds before the file is known to be good
 
+    if weights.config.text.vocabulary != vocabulary_size():
+        raise ValueError(
+            f"{source.path}: its BERT knows {weights.config.text.vocabulary} tokens, the packaged vocabulary "
+            f"(bert-base-uncased) has {vocabulary_size()}"
+        )
     with torch.device("meta"):
-        expected = build_detector(config).state_dict()
+        expected = build_detector(weights.config).state_dict()
     problem = compare_shapes(
-        {name: tuple(tensor.shape) for name, tensor in native.items()},
+        {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()},
         {name: tuple(tensor.shape) for name, tensor in expected.items()},
     )
     if problem:
-        raise ValueError(f"{source.path}: not a whole MM-Grounding-DINO ({config.name}), in our names: {problem}")
-
-
-def _write_native(source: Source, config: ModelConfig, native: Mapping[str, Tensor], target: Path) -> Report:
-    if source.naming == "native":
-        raise ValueError(f"{source.path}: already in our format; to convert it to another, name that with --to")
-    if config.text.vocabulary != vocabulary_size():
         raise ValueError(
-            f"{source.path}: its BERT knows {config.text.vocabulary} tokens, the packaged vocabulary "
-            f"(bert-base-uncased) has {vocabulary_size()}"
+            f"{source.path}: not a whole MM-Grounding-DINO ({weights.config.name}), in our names: {problem}"
         )
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    """Where weights come from, for the metadata of what is made of them."""
+    if source.naming == "native":
+        return json.loads(source.metadata.get(SOURCE_KEY, "{}"))
     digest = _sha256(source.path)
-    provenance = {
+    return {
         "naming": source.naming,
         "file": source.path.name,
         "sha256": digest,
         "release": RELEASES.get(digest[:8]),
         "position_ids": mmdet.POSITION_IDS in source.tensors,
     }
-    save_checkpoint(target, native, {**detector_metadata(config), SOURCE_KEY: json.dumps(provenance)})
-    dropped = Counter(reason for name in source.tensors if (reason := mmdet.dropped_because(name)))
-    permuted = sum(mmdet.PERMUTED.fullmatch(name) is not None for name in source.tensors)
-    warnings = (*_name_warning(source.path, digest), *_number_warning(native))
-    return Report(source, config, target, _count(native), len(native), permuted, dropped, 0, warnings)
 
 
-def _write_mmdet(source: Source, config: ModelConfig, native: Mapping[str, Tensor], target: Path) -> Report:
-    theirs = mmdet.to_mmdet(native, config.decoder_layers)
-    buffers = mmdet.mmdet_buffers(config)
-    provenance = json.loads(source.metadata.get(SOURCE_KEY, "{}"))
+def _write_native(weights: _Weights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
+    metadata = {**detector_metadata(weights.config), SOURCE_KEY: json.dumps(provenance)}
+    save_checkpoint(target, weights.tensors, metadata)
+    return {}
+
+
+def _write_mmdet(weights: _Weights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
+    theirs = mmdet.to_mmdet(weights.tensors, weights.config.decoder_layers)
+    buffers = mmdet.mmdet_buffers(weights.config)
     if provenance.get("position_ids"):
-        buffers[mmdet.POSITION_IDS] = torch.arange(config.text.max_positions)[None]
+        buffers[mmdet.POSITION_IDS] = torch.arange(weights.config.text.max_positions)[None]
     with atomic_file(target) as file:
         torch.save({"meta": {"source": provenance}, "state_dict": {**theirs, **buffers}}, file)
-    permuted = sum(mmdet.PERMUTED.fullmatch(name) is not None for name in theirs)
-    return Report(source, config, target, _count(native), len(native), permuted, {}, len(buffers))
+    return {"buffers that mmdet stores": len(buffers)}
 
 
-def _count(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors.values())
+def _write_huggingface(weights: _Weights, _provenance: dict[str, Any], target: Path) -> dict[str, int]:
+    """model.safetensors, config.json, and what AutoProcessor needs."""
+    files = huggingface.settings(weights.config)
+    state = huggingface.to_huggingface(weights.tensors, weights.config)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        write_tensors(temporary / "model.safetensors", state, {"format": "pt"})
+        shutil.copyfile(VOCABULARY_FILE, temporary / "vocab.txt")
+        for name, content in files.items():
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"relative position indices that transformers stores": sum(weights.config.backbone.depths)}
 
 
 def _sha256(path: Path) -> str:
@@ -166,12 +240,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name_warning(path: Path, digest: str) -> list[str]:
+def _count_permuted(native: Mapping[str, Tensor]) -> int:
+    """Patch merging goes by the same names in mmdet and here."""
+    return sum(mmdet.PERMUTED.fullmatch(name) is not None for name in native)
+
+
+def _name_warning(provenance: Mapping[str, Any]) -> list[str]:
     """mmdet ends a released file's name with the beginning of its SHA-256."""
-    promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if promised is None or promised[1] == digest[:8]:
+    promised = re.search(r"-([0-9a-f]{8})\.pth$", provenance.get("file", ""))
+    if promised is None or provenance["sha256"].startswith(promised[1]):
         return []
-    return [f"warning: its name promises a SHA-256 of {promised[1]}..., it is {digest[:8]}...: altered or damaged"]
+    found = provenance["sha256"][:8]
+    return [f"warning: its name promises a SHA-256 of {promised[1]}..., it is {found}...: altered or damaged"]
 
 
 def _number_warning(tensors: Mapping[str, Tensor]) -> list[str]:

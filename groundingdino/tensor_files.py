@@ -70,7 +70,7 @@ def _encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ class TensorFile:
         """One tensor, in fresh memory. KeyError for a name that is not in the file."""
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        view = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(entry.start)
         if self._file.readinto(view) != len(view):
             raise ValueError(f"{self.path}: truncated while it was read, at tensor {name!r}")

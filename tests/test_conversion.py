@@ -198,6 +198,11 @@ OTHER_MODELS = {
     "GLIP": ["backbone.patch_embed.norm.weight", "language_model.x", "bbox_head.head.weight"],
     "an mmdet detector without a language model": ["backbone.layer1.0.conv1.weight", "bbox_head.fc_cls.weight"],
     "a Swin Transformer": ["patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"],
+    "IDEA's GroundingDINO in transformers' naming": [
+        "model.backbone.conv_encoder.model.embeddings.norm.bias",
+        "model.text_backbone.embeddings.LayerNorm.bias",
+        "bbox_embed.0.layers.0.bias",
+    ],
     "an unknown model of 1 tensors (w)": ["w"],
 }
 
@@ -263,8 +268,11 @@ def test_bad_targets_are_refused_before_any_work(golden, converted, tmp_path):
         convert_file(source, tmp_path)
     with pytest.raises(ValueError, match="is the source itself"):
         convert_file(converted, converted, to="mmdet")
-    with pytest.raises(ValueError, match="already in our format"):
+    with pytest.raises(ValueError, match="in native format already"):
         convert_file(converted, tmp_path / "again.safetensors")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="there exists; name a folder to make"):
+        convert_file(source, tmp_path / "there", to="huggingface")
 
 
 def test_the_command_answers_in_one_line(tmp_path):

@@ -114,10 +114,9 @@ TABLE = KeyTable(_rows())
 
 # Buffers of theirs that we compute instead of storing.
 POSITION_IDS = f"{BERT}.embeddings.position_ids"
+INDEX_REASON = "relative_position_index: follows from the window size"
 DROPPED = {
-    re.compile(r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\.relative_position_index"): (
-        "relative_position_index: follows from the window size"
-    ),
+    re.compile(r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\.relative_position_index"): INDEX_REASON,
     re.compile(re.escape(POSITION_IDS)): "position_ids: counts 0, 1, 2, ..., written by older transformers only",
 }
 # Patch merging: mmdet unfolds channel by channel, timm concatenates four neighbours, which it also counts in another

@@ -12,7 +12,7 @@ from groundingdino.conversion.key_table import some
 from groundingdino.conversion.pytorch_file import Inert, read_pytorch_file
 from groundingdino.tensor_files import TensorFile
 
-EXPECTED = "expected an MM-Grounding-DINO checkpoint: mmdet's .pth, a transformers model, or ours"
+EXPECTED = "expected an MM-Grounding-DINO checkpoint: mmdet's .pth, transformers' model.safetensors, or ours"
 CONTAINERS = ("state_dict", "model")  # where mmengine, and IDEA and DETR, keep the weights in what they save
 NATIVE_CONFIG = "groundingdino.config"
 
@@ -48,7 +48,7 @@ FAMILIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("a ResNet", (r"(backbone\.)?layer1\.0\.conv1\.weight",), ()),
     ("a Swin Transformer without a detector", (r"(backbone\.)?patch_embed\.",), (r"bbox_head\.", r"encoder\.")),
 )
-OURS = ("mmdet", (r"encoder\.fusion_layers\.", r"bbox_head\.cls_branches\.0\.bias", r"language_model\."))
+MMDET = ("mmdet", (r"encoder\.fusion_layers\.", r"bbox_head\.cls_branches\.0\.bias", r"language_model\."))
 TRANSFORMERS = ("huggingface", (r"model\.backbone\.conv_encoder\.", r"(model\.decoder\.)?class_embed\.0\.bias"))
 
 
@@ -127,8 +127,8 @@ def naming_of(names: Collection[str], path: Path) -> str:
     def occur(pattern: str) -> bool:
         return any(re.match(pattern, name) for name in names)
 
-    for naming, present in (OURS, TRANSFORMERS):
-        if all(map(occur, present)) and not occur(r"bbox_head\.cls_branches\.0\.log_scale"):
+    for naming, needed in (MMDET, TRANSFORMERS):
+        if all(map(occur, needed)) and not occur(r"bbox_head\.cls_branches\.0\.log_scale"):
             return naming
     for family, present, absent in FAMILIES:
         if all(map(occur, present)) and not any(map(occur, absent)):
