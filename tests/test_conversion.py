@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import zipfile
@@ -158,6 +159,28 @@ def test_a_name_that_promises_another_hash_is_pointed_out(golden, tmp_path):
     assert any("promises a SHA-256 of f83eef00" in line for line in report.lines())
 
 
+def test_weights_that_are_not_finite_are_pointed_out(theirs, tmp_path):
+    report = convert_file(altered(theirs, tmp_path, level_embed=torch.full((4, 256), torch.nan)), tmp_path / "ours")
+    assert any("1 tensors hold values that are not finite: level_embedding" in line for line in report.lines())
+
+
+def test_the_heads_of_an_unusual_bert_can_be_given(theirs, tmp_path):
+    report = convert_file(altered(theirs, tmp_path), tmp_path / "ours.safetensors", text_heads=4)
+    assert report.config.text.num_heads == load_detector(tmp_path / "ours.safetensors").config.text.num_heads == 4
+
+
+@pytest.mark.parametrize("to", ["mmdet", "huggingface"])
+def test_a_target_that_does_not_fit_on_the_disk_leaves_nothing(converted, tmp_path, to):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk: write() itself fails
+    try:
+        with pytest.raises(OSError, match=r"could not write .*nothing was left there"):
+            convert_file(converted, tmp_path / "target", to=to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 # What is refused
 
 
@@ -176,6 +199,10 @@ NOT_WHOLE = {
     ),
     "no label embedding": ({"dn_query_generator__label_embedding__weight": None}, "label_embedding.weight' is missing"),
     "a number for a tensor": ({"level_embed": 3}, "'level_embed' among its weights is a int, not a tensor"),
+    "a layer of a number that no list has": (
+        {"decoder__layers__999999999__norms__0__bias": torch.ones(256)},
+        r"'decoder\.layers\.999999999\.norms\.0\.bias' is number 999999999 of 3",
+    ),
     "another vocabulary": (
         {"language_model__language_backbone__body__model__embeddings__word_embeddings__weight": torch.ones(99, 32)},
         "BERT knows 99 tokens, the packaged vocabulary .* has 30522",
@@ -336,14 +363,18 @@ def test_tensors_come_out_as_torch_load_gives_them(tmp_path):
             str(t): torch.ones(3, dtype=t)
             for t in (torch.bfloat16, torch.float16, torch.bool, torch.uint8, torch.float64)
         },
+        **{str(t): torch.ones(3, dtype=t) for t in (torch.uint16, torch.complex64, torch.float8_e4m3fn)},
         "nested": [1.5, ("a", None, {"b": torch.arange(3)})],
+        "module": torch.nn.BatchNorm1d(2).state_dict(),
     }
     torch.save(content, tmp_path / "a.pth")
     found = read_pytorch_file(tmp_path / "a.pth").content
     expected = torch.load(tmp_path / "a.pth", weights_only=True)
     for name, tensor in expected.items():
-        if name != "nested":
-            assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
+        if isinstance(tensor, torch.Tensor):
+            assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
+            assert found[name].tolist() == tensor.tolist(), name
+    assert equal(found["module"], expected["module"])
     assert found["nested"][0] == 1.5 and torch.equal(found["nested"][1][2]["b"], torch.arange(3))
 
 

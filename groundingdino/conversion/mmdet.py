@@ -265,8 +265,13 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], text_heads: int | None =
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    """How many members a module list has: one more than its highest index."""
-    return max((int(m[1]) for name in shapes if (m := re.match(pattern, name))), default=-1) + 1
+    """How many members a module list has. ValueError where a number is left out (a billion would be quickly said)."""
+    found = {int(m[1]): name for name in shapes if (m := re.match(pattern, name))}
+    if found and max(found) + 1 != len(found):
+        raise ValueError(
+            f"the model's size cannot be told: {found[max(found)]!r} is number {max(found)} of {len(found)}"
+        )
+    return len(found)
 
 
 def _preset_of_this_size(config: ModelConfig) -> ModelConfig | None:

@@ -31,9 +31,11 @@ STORAGE_DTYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES.values()}
+DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 wrote a bare pickle that starts so
 BEGINNINGS = {
     b"\x89HDF": "an HDF5 file (Keras?)",
