@@ -21,6 +21,7 @@ from groundingdino.text import Spans
 OnBadSample = Literal["stop", "skip"]  # "skip" also counts: see `Entry.problems` and `Batch.problems`
 
 _SIDE = re.compile(rb'"(height|width)"\s*:\s*(\d+)')
+_BOTH_SIDES = re.compile(rb'"height": (\d+), "width": (\d+)')  # as converters write them; a third of the time
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ def load_odvg(path: Path, label_map: Mapping[int, str] | Path | None = None) -> 
 
 
 def _is_portrait(line: bytes) -> bool:
-    sides = {name: int(pixels) for name, pixels in _SIDE.findall(line, 0, 400)}
-    if len(sides) < 2:  # not where converters write them
-        sides = {name: int(pixels) for name, pixels in reversed(_SIDE.findall(line))}
+    both = _BOTH_SIDES.search(line)
+    if both is not None:
+        return int(both[2]) < int(both[1])
+    sides = {name: int(pixels) for name, pixels in reversed(_SIDE.findall(line))}  # the first of each counts
     return sides.get(b"width", 0) < sides.get(b"height", 0)
 
 

@@ -5,12 +5,13 @@ by skipping the batches it has seen.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One sample of an epoch; with the seed it decides everything random about the sample."""
 
     index: int  # into the data set
