@@ -82,19 +82,25 @@ class Limits:
             raise ValueError(f"top_k {self.top_k}: keep at least one detection")
 
 
-def load_model(path: str | Path, device: str = "auto", precision: str = "fp32") -> "Predictor":
+def load_model(
+    path: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    scale: tuple[int, int] = transforms.TEST_SCALE,
+) -> "Predictor":
     """A predictor from one checkpoint file.
 
     Args:
         path: a checkpoint that `convert_checkpoint.py` or training wrote.
         device: "auto", "cpu", "cuda", "cuda:1", "npu:0", ...
         precision: see `Predictor`.
+        scale: see `Predictor`.
     Raises:
         ValueError: one line about what is wrong with the file, the device or the precision.
     """
     chosen = devices.pick_device(device)
     devices.configure(chosen)
-    return Predictor(load_detector(path, chosen), chosen, precision)
+    return Predictor(load_detector(path, chosen), chosen, precision, scale)
 
 
 class Predictor:
