@@ -130,7 +130,7 @@ def _collate(samples: Sequence[Sample | str], max_tokens: int) -> Batch | str:
 
 
 def _seed_worker(worker: int, seed: int, rank: int) -> None:
-    """Samples bring their own generators; this is for code that draws from the global ones all the same."""
+    """Samples bring their own generators; the seeds are for code that draws from the global ones all the same."""
     words = np.random.SeedSequence((seed, rank, worker, torch.initial_seed())).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
