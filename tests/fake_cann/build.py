@@ -146,10 +146,19 @@ def npu_binding() -> Path:
     return target
 
 
+@cache
+def simulator() -> Path:
+    """PyTorch's CPU kernels behind npu tensors."""
+    wheel = torch_npu_folder() / "torch_npu"
+    headers = [f"-I{wheel / 'include'}", *(f"-I{wheel}/include/third_party/{part}/inc" for part in ("acl", "hccl"))]
+    libraries = [*TORCH_LIBRARIES, f"-L{wheel / 'lib'}", "-ltorch_npu"]
+    return compile_library("simulator.so", [SIMULATOR / "simulator.cpp"], ["-w", *TORCH_FLAGS, *headers, *libraries])
+
+
 def main() -> None:
     """Fill the cache."""
     torch_npu_folder(install=True)
-    fake_cann(), cpu_binding(), npu_binding()
+    fake_cann(), cpu_binding(), npu_binding(), simulator()
     print(f"the fakes and {TORCH_NPU} are in {cache_folder()}")
 
 

@@ -272,11 +272,24 @@ RUNS(aclnnMultiScaleDeformableAttentionGrad)
 // ---- What torch_npu itself calls for .to(dtype), copy_, zeros ------------------------------------------------------
 
 namespace {
+bool dense(const Tensor& t) {
+  int64_t expected = 1;
+  for (int d = int(t.sizes.size()) - 1; d >= 0; --d) {
+    if (t.sizes[d] != 1 && t.strides[d] != expected) return false;
+    expected *= t.sizes[d];
+  }
+  return true;
+}
+
 int convert(const Tensor& to, const Tensor& from) {
-  const bool broadcast = from.numel() == 1;
-  for (int64_t i = 0; i < to.numel(); ++i) {
+  const int64_t n = to.numel();
+  const bool broadcast = from.numel() == 1, same = to.dtype == from.dtype;
+  if (same && n && !broadcast && dense(to) && dense(from)) {
+    return std::memmove(to.at(0), from.at(0), n * to.itemsize()), 0;
+  }
+  for (int64_t i = 0; i < n; ++i) {
     const int64_t j = broadcast ? 0 : i;
-    if (to.dtype == from.dtype) {
+    if (same) {
       std::memcpy(to.at(i), from.at(j), to.itemsize());
     } else {
       store(to, i, load(from, j));
