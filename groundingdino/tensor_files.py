@@ -155,7 +155,7 @@ class TensorFile:
             header = json.loads(b"{" + self._file.read(length - 1))
             metadata = header.pop("__metadata__", {})
             entries = {name: _entry(item, 8 + length) for name, item in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path}: damaged safetensors header ({error})") from error
         end = max((entry.stop for entry in entries.values()), default=8 + length)
         if end != size:

@@ -429,10 +429,35 @@ def test_a_tensor_that_leaves_its_storage_is_refused(tmp_path, size, stride, key
         read_pytorch_file(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02}", b"\x80\x02cos\nsystem\nq\x00}b.", b"\x80\x02(."])
+BROKEN = {
+    "empty": b"",
+    "no pickle": b"garbage",
+    "cut": b"\x80\x02}",
+    "an attribute set on a function": b"\x80\x02cos\nsystem\nq\x00}b.",
+    "nothing but a mark": b"\x80\x02(.",
+    "a memo of two billion places": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "a bytearray of a terabyte": b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
+    "a line break in a number": b"\x80\x02Fx\ty\r\n.",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_pickle_is_refused_in_one_line(tmp_path, content):
-    with pytest.raises(ValueError, match=r"a\.pth: damaged PyTorch file"):
+    with pytest.raises(ValueError, match=r"a\.pth: damaged PyTorch file") as refusal:
         read_pytorch_file(save_with_pickle(tmp_path / "a.pth", content))
+    assert str(refusal.value).isprintable()
+
+
+def test_a_damaged_archive_is_refused_in_one_line(golden, tmp_path):
+    content = bytearray((golden / "mmengine_training_checkpoint_excerpt.pth").read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    for offset, value in ((10, 99), (6, 250), (42, 255)):  # compression method, version needed, where the data lies
+        damaged = bytearray(content)
+        for entry in (content.index(b"PK\x01\x02"), directory):
+            damaged[entry + offset] = value
+        (tmp_path / "a.pth").write_bytes(damaged)
+        with pytest.raises(ValueError, match="truncated or damaged PyTorch file"):
+            read_pytorch_file(tmp_path / "a.pth")
 
 
 def test_importing_the_converter_tables_stays_cheap():

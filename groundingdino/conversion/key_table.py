@@ -37,6 +37,6 @@ def _rename(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names of many, for an error message."""
-    names = list(names)
+    """The first few names of many, for an error message: printable whatever the file holds."""
+    names = [name.encode("unicode_escape").decode()[:200] for name in names]
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

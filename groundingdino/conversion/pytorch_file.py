@@ -6,11 +6,14 @@ what is done to it. So nothing is imported, nothing runs, and a checkpoint opens
 Tensors are views of the memory-mapped file: opening costs no memory, reading costs what is read.
 """
 
+import io
 import math
 import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,7 +117,7 @@ def read_pytorch_file(path: Path) -> PytorchFile:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
         size = path.stat().st_size
         raise ValueError(
             f"{path}: truncated or damaged PyTorch file ({size} bytes, {error}); fetch it again"
@@ -149,15 +152,24 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PytorchFile:
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise ValueError(f"{path}: saved on a big-endian machine, which is not supported")
-    with archive.open(pickles[0]) as stream:
-        reader = _Reader(stream, _Storages(path, archive, f"{root}data/"))
-        try:
-            content = reader.load()
-        except zipfile.BadZipFile:
-            raise
-        except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is ours to debug
-            raise ValueError(f"{path}: damaged PyTorch file, its pickle cannot be read ({error})") from error
+    program = archive.read(pickles[0])
+    reader = _Reader(io.BytesIO(program), _Storages(path, archive, f"{root}data/"))
+    try:
+        _check_sizes(program)
+        content = reader.load()
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is ours to debug
+        reason = str(error).encode("unicode_escape").decode()[:200]  # may quote the file: no control characters
+        raise ValueError(f"{path}: damaged PyTorch file, its pickle cannot be read ({reason})") from error
     return PytorchFile(content, tuple(sorted(reader.inert)))
+
+
+def _check_sizes(program: bytes) -> None:
+    """Refuse sizes that the bytes do not back: the C unpickler would allocate them first and then find out."""
+    for opcode, argument, _ in pickletools.genops(program):  # itself refuses strings longer than what is left
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(program):
+            raise ValueError(f"place {argument} in a memo of a {len(program)}-byte pickle")
 
 
 class _Storages:
