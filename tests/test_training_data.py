@@ -13,6 +13,7 @@ from groundingdino.data import Augmentation, BadSampleError, Draw, GroundingData
 from groundingdino.data.augmentation import augment
 from groundingdino.data.batch import collate
 
+GOLDEN = Path(__file__).parent / "golden" / "data"
 TOKENIZER = text.CaptionTokenizer()
 SMALL = Augmentation(short_sides=(32, 40), longest_side=64, crop_probability=0.0)
 
@@ -33,7 +34,41 @@ def grounding(caption: str, *regions: tuple[list, list], filename: str = "a.png"
     return {"filename": filename, "width": size[0], "height": size[1], "grounding": content}
 
 
+class Draws:
+    """A random generator that plays back what was drawn elsewhere."""
+
+    def __init__(self, uniform: list[float], integers: list[int]):
+        self.uniform, self.ints = uniform, integers
+
+    def random(self) -> float:
+        return self.uniform.pop(0)
+
+    def integers(self, low: int, high: int | None = None) -> int:
+        value = self.ints.pop(0)
+        assert (0 if high is None else low) <= value < (low if high is None else high)
+        return value
+
+
 class TestAugmentation:
+    def test_with_mmdets_draws_sizes_and_boxes_are_mmdets_to_the_last_bit(self):
+        config = Augmentation()
+        cases = json.loads((GOLDEN / "train_augmentation.json").read_text())["cases"]
+        assert sum(bool(case["crop"]) for case in cases) > 20
+        assert any(case["boxes"] and not case["kept"] for case in cases)
+        for case in cases:
+            integers = [config.short_sides.index(case["short_side"])]
+            if case["crop"]:
+                x, y, width, height = case["crop"]["window"]
+                before = config.short_sides_before_crop.index(case["crop"]["short_side"])
+                integers = [before, height, width, y, x, *integers]
+            draws = Draws([0.5, 0.0 if case["crop"] else 0.9], integers)
+            width, height = case["size"]
+            boxes = torch.tensor(case["boxes"]).reshape(-1, 4)
+            view = augment(torch.zeros(3, height, width, dtype=torch.uint8), boxes, config, draws)
+            assert [view.image.shape[2], view.image.shape[1]] == case["result_size"]
+            assert view.kept.tolist() == case["kept"]
+            assert torch.equal(view.boxes, torch.tensor(case["result_boxes"]).reshape(-1, 4))
+
     def test_sizes_are_the_recipes_and_both_branches_are_taken_equally_often(self):
         config = Augmentation()
         generator = np.random.default_rng(0)
