@@ -14,7 +14,7 @@ from groundingdino.structures import ImageBatch, Targets, TextBatch
 def to_float32(record: Any) -> Any:
     """A copy of nested records, tuples and lists with every half-precision tensor in float32."""
     if isinstance(record, Tensor):
-        return record.float() if record.is_floating_point() else record
+        return record.float() if record.dtype in (torch.float16, torch.bfloat16) else record
     if is_dataclass(record) and not isinstance(record, type):
         return replace(record, **{f.name: to_float32(getattr(record, f.name)) for f in fields(record)})
     if isinstance(record, (tuple, list)):

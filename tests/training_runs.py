@@ -1,0 +1,65 @@
+"""A model and a data set so small that a training step takes milliseconds, and runs of them."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from groundingdino.config import BackboneConfig, DataConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig
+from groundingdino.data.synthetic import SyntheticConfig, write_dataset
+
+SMALL = ModelConfig(
+    name="small",
+    backbone=BackboneConfig(8, (1, 1, 1, 1), (1, 1, 2, 2), 4, drop_path_rate=0.2),
+    text=TextConfig(16, 1, 2, 32),
+    width=64,
+    num_heads=4,
+    ffn_width=32,
+    text_layer_heads=2,
+    text_layer_ffn_width=32,
+    fusion_width=32,
+    fusion_heads=2,
+    fusion_dropout=0.2,
+    enhancer_layers=1,
+    decoder_layers=2,
+    num_queries=12,
+    num_denoising=4,
+)
+REPOSITORY = Path(__file__).parent.parent
+
+
+def scenes(root: Path) -> Path:
+    """A rendered data set of 12 scenes."""
+    write_dataset(root, SyntheticConfig(train_scenes=8, heldout_scenes=2, expressions_per_scene=2, image_size=64))
+    return root
+
+
+def small_config(data: Path, run: Path, **changes: Any) -> TrainConfig:
+    """Two epochs of 8 steps with 2 images; drop path, dropout, denoising and augmentation are all random."""
+    sources = DataConfig(
+        root=data,
+        evaluation={"val": "mdetr_annotations/finetune_refcoco_val.json"},
+        batch_size=2,
+        workers=0,
+        train_sides=(48, 56, 64),
+        crop_from_sides=(64,),
+        crop_sides=(40, 60),
+        evaluation_side=48,
+    )
+    config = TrainConfig(
+        SMALL, sources, OptimizerConfig(lr=1e-3, scale_lr=False), run=run, epochs=2, save_every=3, log_every=2,
+        activation_checkpointing=False, device="cpu", ema_decay=0.9, pictures=2,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def losses(run: Path) -> dict[int, dict[str, float]]:
+    """step -> every loss term, learning rate and gradient norm that a run has written down."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert len({row["step"] for row in steps}) == len(steps), "a step is written down twice"
+    return {row["step"]: {k: v for k, v in row.items() if k != "images_per_second"} for row in steps}
