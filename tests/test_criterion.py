@@ -7,7 +7,7 @@ import torch
 from golden_cases import DECODER_LAYERS, load_case, recorded_noise, tiny_model, training_batch
 
 from groundingdino.conversion.mmdet import native_name, to_native
-from groundingdino.model import DetectorOutput
+from groundingdino.model import DenoisingOutput, DetectorOutput
 from groundingdino.model.denoising import draw_noise, num_groups, self_attention_mask
 from groundingdino.structures import Prediction, Targets
 from groundingdino.training.criterion import Criterion
@@ -78,22 +78,46 @@ def test_the_matcher_finds_predictions_that_are_the_objects_themselves():
     assert torch.equal(match(logits, boxes, targets), order.expand(1, 2, 2))
 
 
+def random_output(targets, queries, groups=2):
+    logits, boxes = random_answers(2, len(targets.counts), queries)
+    dn_queries = groups * 2 * targets.valid.shape[1]
+    dn_logits, dn_boxes = random_answers(1, len(targets.counts), dn_queries)
+    denoising = DenoisingOutput((Prediction(dn_logits[0], dn_boxes[0]),), groups)
+    return DetectorOutput((Prediction(logits[0], boxes[0]),), Prediction(logits[1], boxes[1]), denoising)
+
+
 def test_more_objects_than_queries_leaves_some_objects_alone():
     targets = random_targets([7])
     matched = match(*random_answers(2, 1, 4), targets)
     assert ((matched < 4).sum(dim=-1) == 4).all()
-    logits, boxes = random_answers(3, 1, 4)
-    output = DetectorOutput((Prediction(logits[0], boxes[0]),), Prediction(logits[1], boxes[1]), denoising=None)
-    terms = Criterion().matching_terms(output, targets, torch.tensor(4.0))
-    assert terms.isfinite().all() and (terms > 0).all()
+    losses = Criterion()(random_output(targets, queries=4), targets)
+    assert all(term.isfinite() and term > 0 for term in losses.values())
 
 
 def test_predictions_that_are_not_finite_end_in_a_loss_that_says_so_not_in_a_crash():
     targets = random_targets([2])
-    logits, boxes = random_answers(2, 1, 8)
-    logits[0, 0, 3] = float("nan")
-    output = DetectorOutput((Prediction(logits[0], boxes[0]),), Prediction(logits[1], boxes[1]), denoising=None)
-    assert not Criterion().matching_terms(output, targets, torch.tensor(1.0)).isfinite().all()
+    output = random_output(targets, queries=8)
+    output.layers[0].logits[0, 3] = float("nan")
+    losses = Criterion()(output, targets)
+    assert not losses["loss_cls"].isfinite() and losses["enc_loss_cls"].isfinite()
+
+
+def test_loss_terms_are_the_same_whatever_text_padding_a_batch_brings():
+    targets = random_targets([2, 1])
+    output = random_output(targets, queries=8)
+
+    def padded(prediction):
+        empty = torch.full((*prediction.logits.shape[:-1], 3), float("-inf"))
+        return Prediction(torch.cat((prediction.logits, empty), dim=-1), prediction.boxes)
+
+    wider = DetectorOutput(
+        tuple(map(padded, output.layers)),
+        padded(output.proposals),
+        DenoisingOutput(tuple(map(padded, output.denoising.layers)), output.denoising.groups),
+    )
+    named = torch.cat((targets.positive_map, torch.zeros(2, 2, 3, dtype=torch.bool)), dim=-1)
+    ours, theirs = Criterion()(output, targets), Criterion()(wider, replace(targets, positive_map=named))
+    assert all(ours[term].item() == pytest.approx(theirs[term].item(), rel=1e-6) for term in ours)
 
 
 def test_a_batch_without_any_object_trains_every_parameter_to_name_nothing():

@@ -32,17 +32,20 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        """query (B, Q, D), key and value (B, K, D); bias from `attention_bias`, broadcastable to (B, M, Q, K)."""
+        """query (B, Q, D), key and value (B, K, D), where key is query or value; bias from `attention_bias`, broadcastable to (B, M, Q, K)."""
         width = query.shape[-1]
+        # Two of the three inputs are always the same tensor: project them in one product.
         if query is key:
-            qk_weight, v_weight = self.in_proj_weight.split((2 * width, width))
-            qk_bias, v_bias = self.in_proj_bias.split((2 * width, width))
+            parts = (2 * width, width)
+            (qk_weight, v_weight), (qk_bias, v_bias) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
             q, k = F.linear(query, qk_weight, qk_bias).chunk(2, dim=-1)
+            v = F.linear(value, v_weight, v_bias)
         else:
-            q_weight, k_weight, v_weight = self.in_proj_weight.chunk(3)
-            q_bias, k_bias, v_bias = self.in_proj_bias.chunk(3)
-            q, k = F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias)
-        v = F.linear(value, v_weight, v_bias)
+            assert key is value
+            parts = (width, 2 * width)
+            (q_weight, kv_weight), (q_bias, kv_bias) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
+            q = F.linear(query, q_weight, q_bias)
+            k, v = F.linear(key, kv_weight, kv_bias).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, ., D / M)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -58,7 +61,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(F.relu(self.fc1(x), inplace=True))
+        hidden = self.fc1(x)
+        # In place saves a pass over the largest tensor of the layer; under autograd it would cost six copies of it.
+        return self.fc2(F.relu(hidden, inplace=not hidden.requires_grad))
 
 
 class DeformableAttention(nn.Module):

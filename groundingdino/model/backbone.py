@@ -36,11 +36,11 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
 
     def regions(size: int) -> Tensor:
         at = torch.arange(size, device=device)
-        return (at >= size - window).float() + (at >= size - shift).float()
+        return (at >= size - window).float() + (at >= size - shift)
 
     region = regions(height)[:, None] * 3 + regions(width)[None, :]
     region = window_partition(region[None, :, :, None], (window, window)).flatten(1)  # (windows, N)
-    return (region[:, None, :] != region[:, :, None]).float() * MASKED
+    return (region[:, None, :] != region[:, :, None]) * MASKED
 
 
 class WindowAttention(nn.Module):
@@ -54,14 +54,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def position_bias(self) -> Tensor:
-        """(M, N, N)."""
-        tokens = self.window**2
-        index = _relative_position_index(self.window, self.relative_position_bias_table.device)
-        return self.relative_position_bias_table[index].view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
-
-    def forward(self, x: Tensor, shift: int, mask: Tensor | None) -> Tensor:
-        """x (B, H, W, C) normalised; mask from `shift_mask` for a shifted block. Returns (B, H, W, C)."""
+    def forward(self, x: Tensor, shift: int, bias: Tensor) -> Tensor:
+        """x (B, H, W, C) normalised; bias (M, N, N), in a shifted block (windows, M, N, N). Returns (B, H, W, C)."""
         height, width = x.shape[1:3]
         window = (self.window, self.window)
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
@@ -69,14 +63,12 @@ class WindowAttention(nn.Module):
         if shift:
             x = torch.roll(x, (-shift, -shift), dims=(1, 2))
         windows = window_partition(x, window).flatten(1, 2)  # (B * windows, N, C)
-        q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        bias = self.position_bias().to(q.dtype)
-        if mask is not None:
-            bias = bias + mask[:, None]  # (windows, M, N, N)
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B * windows, M, N, N)
-        weights = (scores.unflatten(0, (-1, len(mask) if mask is not None else 1)) + bias).softmax(dim=-1).flatten(0, 1)
-        out = self.proj((weights @ v).transpose(1, 2).flatten(2)).unflatten(1, window)
-        out = window_reverse(out, window, padded_height, padded_width)
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        q, k, v = qkv.flatten(1, 2).unbind()  # (B * windows * M, N, C / M)
+        scores = torch.bmm(q * q.shape[-1] ** -0.5, k.mT).view(-1, *bias.shape) + bias
+        out = torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v)
+        out = out.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)  # (B * windows, N, C)
+        out = window_reverse(self.proj(out).unflatten(1, window), window, padded_height, padded_width)
         if shift:
             out = torch.roll(out, (shift, shift), dims=(1, 2))
         return out[:, :height, :width]
@@ -93,9 +85,18 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, 4 * channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None, keep: Tensor | None) -> Tensor:
-        """x (B, H, W, C); keep (2, B, 1, 1, 1) weighs the two branches (`drop_path_weights`), None for 1. Returns x's shape."""
-        attended = self.attn(self.norm1(x), self.shift, mask if self.shift else None)
+    def forward(self, x: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
+        """One block.
+
+        Args:
+            x: (B, H, W, C).
+            bias: what `WindowAttention` adds to its scores.
+            keep: (2, B, 1, 1, 1) weights of the two branches, see `drop_path_weights`; None for 1.
+
+        Returns:
+            (B, H, W, C).
+        """
+        attended = self.attn(self.norm1(x), self.shift, bias)
         x = x + attended if keep is None else torch.addcmul(x, attended, keep[0])
         widened = self.mlp(self.norm2(x))
         return x + widened if keep is None else torch.addcmul(x, widened, keep[1])
@@ -110,14 +111,20 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(SwinBlock(channels, num_heads, window, shifted=i % 2 == 1) for i in range(depth))
         self.downsample = PatchMerging(channels) if downsample else None
 
+    def position_biases(self) -> Sequence[Tensor]:
+        """(M, N, N) a block, all looked up at once."""
+        tables = torch.stack([block.attn.relative_position_bias_table for block in self.blocks], dim=-1)
+        index = _relative_position_index(self.window, tables.device)
+        tokens = self.window**2
+        return tables.index_select(0, index).view(tokens, tokens, *tables.shape[1:]).permute(3, 2, 0, 1).unbind()
+
     def forward(self, x: Tensor, keep: Sequence[Tensor | None], recompute: bool) -> Tensor:
         """x (B, H, W, C), `keep` one a block -> x's shape, before merging."""
         height, width = (-(-size // self.window) * self.window for size in x.shape[1:3])
-        mask = None
-        if len(self.blocks) > 1:
-            mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)
-        for block, weights in zip(self.blocks, keep, strict=True):
-            x = checkpoint(block, x, mask, weights, use_reentrant=False) if recompute else block(x, mask, weights)
+        mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)[:, None]
+        for block, bias, weights in zip(self.blocks, self.position_biases(), keep, strict=True):
+            inputs = (x, bias + mask if block.shift else bias, weights)
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return x
 
 

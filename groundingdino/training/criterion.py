@@ -12,11 +12,11 @@ from torchvision.ops import sigmoid_focal_loss
 
 from groundingdino import boxes as box_ops
 from groundingdino import distributed
-from groundingdino.model import DenoisingOutput, DetectorOutput
+from groundingdino.model import DetectorOutput
 from groundingdino.structures import Prediction, Targets
 from groundingdino.training.matcher import FOCAL_ALPHA, PIXELS, match
 
-CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0
+WEIGHTS = {"loss_cls": 1.0, "loss_bbox": 5.0, "loss_iou": 2.0}
 EMPTY_LOGIT = -1e4  # stands in for -inf at text padding: probability 0 and loss 0, where -inf would give NaN
 
 
@@ -25,17 +25,28 @@ def stack(predictions: Sequence[Prediction]) -> tuple[Tensor, Tensor]:
     return torch.stack([p.logits for p in predictions]), torch.stack([p.boxes for p in predictions])
 
 
-def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """(R, ..., T) logits and 0/1 targets -> (R,) sums (Lin et al. 2017)."""
+def sums(values: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """A flat tensor made of blocks of R * n values each -> the (R,) sums of every block."""
+    blocks = values.split([answers * size for answers, size in sizes])
+    return [block.view(answers, size).sum(dim=1) for block, (answers, size) in zip(blocks, sizes, strict=True)]
+
+
+def focal_losses(parts: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Pairs of (R, ...) logits and 0/1 targets -> (R,) sums (Lin et al. 2017)."""
+    logits, wanted = (torch.cat([x.flatten() for x in column]) for column in zip(*parts, strict=True))
     loss = sigmoid_focal_loss(logits.clamp(min=EMPTY_LOGIT), wanted, alpha=FOCAL_ALPHA, gamma=2, reduction="none")
-    return loss.flatten(1).sum(dim=1)
+    return sums(loss, [(len(x), x[0].numel()) for x, _ in parts])
 
 
-def box_losses(boxes: Tensor, wanted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, ..., 4) cxcywh predicted, wanted and (R, ...) 0/1 weights -> L1 and GIoU losses, (R,) sums each."""
-    l1 = (boxes - wanted).abs() * weight[..., None]
+def box_losses(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Triples of (R, ..., 4) cxcywh predicted, the same wanted, and (R, ...) 0/1 weights -> (R,) sums, L1 and GIoU."""
+    columns = list(zip(*parts, strict=True))
+    boxes, wanted = (torch.cat([x.reshape(-1, 4) for x in column]) for column in columns[:2])
+    weight = torch.cat([x.flatten() for x in columns[2]])
+    l1 = (boxes - wanted).abs().sum(dim=-1) * weight
     giou = box_ops.giou(box_ops.cxcywh_to_xyxy(boxes) * PIXELS, box_ops.cxcywh_to_xyxy(wanted) * PIXELS)
-    return l1.flatten(1).sum(dim=1), ((1 - giou) * weight).flatten(1).sum(dim=1)
+    sizes = [(len(x), x[0].numel()) for x in columns[2]]
+    return sums(l1, sizes), sums((1 - giou) * weight, sizes)
 
 
 class Criterion(nn.Module):
@@ -67,17 +78,28 @@ class Criterion(nn.Module):
             raise ValueError("the detector was run without targets: pass them to its forward to train")
         if normalizers is None:
             normalizers = self.normalizers([targets], output.proposals.boxes.shape[1], [denoising.groups])
-        layers = len(output.layers)
-        prefixes = [*(f"d{i}." for i in range(layers - 1)), ""]
-        terms = self.matching_terms(output, targets, normalizers[0]).unbind()
-        names = [f"{prefix}{kind}" for prefix in (*prefixes, "enc_") for kind in ("loss_cls", "loss_bbox", "loss_iou")]
-        dn_terms = (self.denoising_terms(denoising, targets, normalizers[1]) * normalizers[2]).unbind()
-        dn_names = [f"{prefix}dn_{kind}" for prefix in prefixes for kind in ("loss_cls", "loss_bbox", "loss_iou")]
-        return dict(zip((*names, *dn_names), (*terms, *dn_terms), strict=True))
-
-    def matching_terms(self, output: DetectorOutput, targets: Targets, normalizer: Tensor) -> Tensor:
-        """(R * 3,) weighted terms of the decoder layers and the proposals."""
         logits, boxes = stack((*output.layers, output.proposals))
+        dn_logits, dn_boxes = stack(denoising.layers)
+        wanted, matching = self.matching_targets(logits, boxes, targets)
+        dn_wanted, restoring = self.denoising_targets(dn_logits, dn_boxes, denoising.groups, targets)
+        focal = focal_losses([(logits, wanted), (dn_logits, dn_wanted)])
+        l1, giou = box_losses([matching, restoring])
+        focal[1] = focal[1] * normalizers[2]  # no loss without any object, but the padding queries stay in the graph
+        prefixes = [*(f"d{i}." for i in range(len(output.layers) - 1)), ""]
+        losses = {}
+        for names, *sums_by_kind, count in (
+            ([*prefixes, "enc_"], focal[0], l1[0], giou[0], normalizers[0]),
+            ([f"{prefix}dn_" for prefix in prefixes], focal[1], l1[1], giou[1], normalizers[1]),
+        ):
+            for (kind, weight), values in zip(WEIGHTS.items(), sums_by_kind, strict=True):
+                terms = (values * (weight / count)).unbind()
+                losses |= {f"{name}{kind}": term for name, term in zip(names, terms, strict=True)}
+        return losses
+
+    def matching_targets(
+        self, logits: Tensor, boxes: Tensor, targets: Targets
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """For answers (R, B, Q, T) and (R, B, Q, 4): the logits' targets, and what `box_losses` takes."""
         matched = match(logits, boxes, targets)  # (R, B, N)
         answers, batch, queries, tokens = logits.shape
         named = targets.positive_map.to(logits.dtype).expand(answers, -1, -1, -1)
@@ -85,25 +107,16 @@ class Criterion(nn.Module):
         wanted = wanted.scatter(2, matched[..., None].expand(-1, -1, -1, tokens), named)[:, :, :queries]
         index = matched.clamp(max=queries - 1)[..., None].expand(-1, -1, -1, 4)
         weight = (matched < queries).to(boxes.dtype)
-        l1, giou = box_losses(boxes.gather(2, index), targets.boxes.expand(answers, -1, -1, -1), weight)
-        return self.weighted(focal_loss(logits, wanted), l1, giou, normalizer)
+        return wanted, (boxes.gather(2, index), targets.boxes.expand(answers, -1, -1, -1), weight)
 
-    def denoising_terms(self, denoising: DenoisingOutput, targets: Targets, normalizer: Tensor) -> Tensor:
-        """(R * 3,) weighted terms: queries with little noise are to restore their object, the others to name nothing.
-
-        Queries that stand for padding count as naming nothing, as in mmdet; without any object on any process the
-        caller multiplies by 0.
-        """
-        logits, boxes = stack(denoising.layers)
-        layout = (denoising.groups, 2, targets.boxes.shape[1])
-        logits, boxes = logits.unflatten(2, layout), boxes.unflatten(2, layout)  # (R, B, G, 2, N, ...)
+    def denoising_targets(
+        self, logits: Tensor, boxes: Tensor, groups: int, targets: Targets
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """The same for the denoising queries: those with little noise are to restore their object, the others to name
+        nothing. Queries that stand for padding count as naming nothing, as in mmdet."""
         named = targets.positive_map[:, None].to(logits.dtype)  # (B, 1, N, T)
-        wanted = torch.stack((named, torch.zeros_like(named)), dim=2).expand_as(logits)
-        restored = boxes[:, :, :, 0]
+        wanted = torch.stack((named, torch.zeros_like(named)), dim=2)  # (B, 1, 2, N, T)
+        wanted = wanted.expand(-1, groups, -1, -1, -1).flatten(1, 3).expand_as(logits)
+        restored = boxes.unflatten(2, (groups, 2, -1))[:, :, :, 0]  # (R, B, G, N, 4)
         weight = targets.valid[:, None].to(boxes.dtype).expand(restored.shape[:-1])
-        l1, giou = box_losses(restored, targets.boxes[:, None].expand_as(restored), weight)
-        return self.weighted(focal_loss(logits, wanted), l1, giou, normalizer)
-
-    def weighted(self, focal: Tensor, l1: Tensor, giou: Tensor, normalizer: Tensor) -> Tensor:
-        """Three (R,) sums -> (R * 3,) terms."""
-        return torch.stack((CLASS_WEIGHT * focal, L1_WEIGHT * l1, GIOU_WEIGHT * giou), dim=1).flatten() / normalizer
+        return wanted, (restored, targets.boxes[:, None].expand_as(restored), weight)
