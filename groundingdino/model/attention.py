@@ -32,7 +32,10 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        """query (B, Q, D), key and value (B, K, D), where key is query or value; bias from `attention_bias`, broadcastable to (B, M, Q, K)."""
+        """query (B, Q, D), key and value (B, K, D); key is the same tensor as query or as value.
+
+        bias from `attention_bias`, broadcastable to (B, M, Q, K). Returns (B, Q, D).
+        """
         width = query.shape[-1]
         # Two of the three inputs are always the same tensor: project them in one product.
         if query is key:
