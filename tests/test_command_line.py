@@ -39,7 +39,8 @@ def run(*arguments):
 def test_predict_prints_json_saves_a_picture_and_is_silent_otherwise(checkpoint, photos, tmp_path):
     command = [
         sys.executable, "-m", "groundingdino", "predict", photos / "a.png", "--checkpoint", checkpoint,
-        "--categories", "cat, dog", "--scale", "96", "160", "--threshold", "0.01", "--top-k", "3", "--save", tmp_path / "out.jpg",
+        "--categories", "cat, dog", "--scale", "96", "160", "--threshold", "0.01", "--top-k", "3",
+        "--save", tmp_path / "out.jpg",
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -1,0 +1,1 @@
+"""For code written against IDEA-Research/GroundingDINO; see `inference`."""
