@@ -286,9 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m groundingdino",
         description=__doc__,
     )  # type: ignore[call-overload]
-    run = {Predict: run_predict, Info: run_info, Demo: run_demo}[type(command)]
     try:
-        return run(command)
+        if isinstance(command, Predict):
+            return run_predict(command)
+        return run_info(command) if isinstance(command, Info) else run_demo(command)
     except (ValueError, OSError) as error:
         print(f"groundingdino: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -257,7 +257,7 @@ class Predictor:
         if waiting:
             yield self._encode_images(waiting)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_images(self, images: Iterable[Any]) -> list[EncodedImage]:
         resized = [transforms.resize_for_test(load_image(image), self.scale) for image in images]
         batch = to_device(collate_images([pixels for pixels, _ in resized]), self.device)
@@ -269,7 +269,7 @@ class Predictor:
         with devices.autocast(self.device, self._autocast):
             return self.model.encode_image(replace(batch, pixels=batch.pixels.to(self._dtype)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_prompts(self, prompts: Sequence[Prompt | EncodedPrompt]) -> list[EncodedPrompt]:
         """Each distinct caption runs through the text half once."""
         limit = self.model.config.max_tokens
@@ -289,7 +289,7 @@ class Predictor:
             for p, r in zip(prompts, resolved, strict=True)
         ]  # fmt: skip
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _detect(
         self, images: list[EncodedImage], pairs: list[tuple[int, EncodedPrompt]], limits: Limits
     ) -> Iterator[Detections]:

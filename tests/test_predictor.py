@@ -1,6 +1,7 @@
 """From any form of image and prompt to detections, on the golden tiny model."""
 
 import random
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -316,6 +317,23 @@ def test_images_are_opened_only_when_they_are_needed(predictor, photo):
     next(stream)
     assert opened == ["a", "b"]  # one ahead, to know where a batch ends
     assert len(list(stream)) == 2
+
+
+def test_results_are_the_callers_to_edit(predictor, photo):
+    found = predictor.predict(photo, categories=["cat"], **EVERYTHING)
+    before = found.boxes.clone()
+    found.boxes.mul_(2)
+    assert torch.equal(found.boxes, before * 2) and not found.boxes.requires_grad
+
+
+def test_nothing_is_fetched_from_anywhere(photo, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("tried to open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    predictor = Predictor(tiny_model(), scale=SCALE)
+    prompts = [Categories(["cat"]), Phrases("a man with a dog"), Referring("the man", "subject")]
+    assert len(predictor.predict_each(photo, prompts, **EVERYTHING)[0]) == 3
 
 
 # ---- which detections are kept
