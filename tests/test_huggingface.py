@@ -32,6 +32,10 @@ def folder(ours):
     return ours.parent / "theirs"
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) > 4,
+    reason="from version 5 on names in memory differ from those in files; the other tests go through files",
+)
 @pytest.mark.parametrize("size", MODEL_PRESETS)
 def test_every_tensor_of_a_released_size_has_its_place_in_transformers(size):
     config = MODEL_PRESETS[size]()

@@ -125,6 +125,9 @@ def _attention_rows(theirs: str, ours: str) -> dict[str, str]:
 TABLE = KeyTable(_rows())
 DROPPED = {
     re.compile(r".*\.relative_position_index"): mmdet.INDEX_REASON,
+    re.compile(
+        re.escape(SWIN) + r"\.swin\.layernorm\.(weight|bias)"
+    ): "Swin's own last norm: unused, from transformers 5",
     re.compile(re.escape(BERT) + r"\.embeddings\.(position_ids|token_type_ids)"): "buffers of BERT: counts and zeros",
 }
 ALIAS = "model.decoder."  # transformers keeps the decoder's heads under two names and saves either
