@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from groundingdino.data import Augmentation, Batch, BatchPlan, Source, TrainLoader, build_train_loader, load_odvg
+from groundingdino.data.loaders import _start_worker
 
 PORTRAIT = np.random.default_rng(0).random(37) < 0.3
 
@@ -138,6 +140,35 @@ class TestLoader:
         list(loader(source))
         assert torch.equal(before, torch.get_rng_state())
         assert numpy_before == pickle.dumps(np.random.get_state())
+
+    def test_detection_and_grounding_data_mix_by_their_weights(self, source: Source, tmp_path: Path):
+        instances = [{"bbox": [1, 1, 20, 20], "label": 0}]
+        line = {"filename": "0.png", "width": 30, "height": 40, "detection": {"instances": instances}}
+        (tmp_path / "od.json").write_text((json.dumps(line) + "\n") * 4)
+        detection = Source(load_odvg(tmp_path / "od.json", {0: "cup", 1: "dog"}), source.images, "things", weight=0.5)
+        mixed = build_train_loader([source, detection], 1, augmentation=AUGMENTATION)
+        names = Counter((info.dataset_name, info.caption.count(". ")) for batch in mixed for info in batch.info)
+        assert sum(count for (name, _), count in names.items() if name == "refcoco") == 11
+        assert sum(count for (name, _), count in names.items() if name == "things") == 2
+        whole = [
+            key(batch) for batch in build_train_loader([source, detection], 1, augmentation=AUGMENTATION, workers=1)
+        ]
+        assert whole == [key(batch) for batch in build_train_loader([source, detection], 1, augmentation=AUGMENTATION)]
+
+    def test_workers_of_different_ranks_have_global_generators_of_their_own(self):
+        state, torch_state = np.random.get_state(), torch.get_rng_state()
+        python_state = random.getstate()
+        try:
+            drawn = set()
+            for worker, seed, rank, base in [(0, 0, 0, 5), (1, 0, 0, 5), (0, 0, 1, 5), (0, 1, 0, 5), (0, 0, 0, 6)]:
+                torch.manual_seed(base)
+                _start_worker(worker, seed, rank)
+                drawn |= {np.random.random(), random.random()}
+            assert len(drawn) == 10
+        finally:
+            np.random.set_state(state)
+            torch.set_rng_state(torch_state)
+            random.setstate(python_state)
 
     def test_another_number_of_ranks_continues_at_the_same_sample(self, source: Source):
         single = loader(source)

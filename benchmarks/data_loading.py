@@ -1,0 +1,138 @@
+"""Images per second of one core, opening a large annotation file, and what a loader worker costs in memory.
+
+python -m benchmarks.data_loading [--image PHOTO.jpg] [--entries 1000000]
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from groundingdino.data import Augmentation, Source, TrainLoader, build_train_loader, load_odvg, transforms
+from groundingdino.data.augmentation import augment
+from groundingdino.data.batch import collate_images
+
+SIZE = (640, 480)  # COCO's most frequent
+CAPTION = "a man in a red shirt holding a cup next to a table"
+
+
+def photograph(folder: Path, source: Path | None) -> Path:
+    """A 640x480 JPEG of quality 90: the given image resized, or smooth noise of about a photograph's file size."""
+    if source is not None:
+        image = Image.open(source).convert("RGB").resize(SIZE)
+    else:
+        coarse = np.random.default_rng(0).integers(0, 256, (SIZE[1] // 6, SIZE[0] // 6, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+    path = folder / "photograph.jpg"
+    image.save(path, quality=90)
+    return path
+
+
+def write_annotations(folder: Path, count: int) -> Path:
+    """ODVG json lines, two regions each, all of the same image."""
+    path = folder / f"{count}.jsonl"
+    regions = [
+        {"bbox": [17.08, 208.6, 162.25, 263], "phrase": "a man in a red shirt", "tokens_positive": [[0, 20]]},
+        {"bbox": [[117.1, 208.6, 262.2, 263], [17, 8.6, 162, 63]], "phrase": "a cup", "tokens_positive": [[29, 34]]},
+    ]
+    width, height = SIZE
+    with path.open("w") as file:
+        for number in range(count):
+            grounding = {"caption": f"{CAPTION} {number}", "regions": regions}
+            line = {"filename": "photograph.jpg", "height": height, "width": width, "grounding": grounding}
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Median processor time, which other programs on the machine do not lengthen much."""
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        work()
+        times.append(time.process_time() - begin)
+    return 1000 * statistics.median(times)
+
+
+def speed(path: Path, batches: TrainLoader, images: int) -> list[str]:
+    """Where the time of a training image goes, and images per second of one core."""
+    decoded = transforms.to_tensor(transforms.open_image(path))
+    generator = np.random.default_rng(0)
+    views: list[Tensor] = []
+
+    def view() -> None:
+        views.append(augment(decoded, torch.zeros(0, 4), Augmentation(), generator).image)
+
+    decode = milliseconds(lambda: transforms.to_tensor(transforms.open_image(path)), images)
+    resize = milliseconds(view, images)
+    pairs = iter(zip(views[::2], views[1::2], strict=True))
+    normalise = milliseconds(lambda: collate_images(next(pairs)), images // 2) / 2
+    iterator = iter(batches)
+    next(iterator)
+    begin = time.process_time()
+    for _ in range(images // 2):
+        next(iterator)
+    whole = 1000 * (time.process_time() - begin) / (images // 2 * 2)
+    rest = whole - decode - resize - normalise
+    parts = (
+        f"decode {decode:.1f} ms, resize and crop {resize:.1f}, normalise and pad {normalise:.1f}, the rest {rest:.1f}"
+    )
+    kilobytes = path.stat().st_size // 1024
+    return [
+        f"{1000 / whole:.0f} training images a second and core, {whole:.1f} ms each (640x480 JPEG of {kilobytes} KB)",
+        f"  {parts}",
+    ]
+
+
+def private_megabytes(pid: int) -> float:
+    """Memory that a process shares with no other (Linux)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+def worker_megabytes(annotations: Path, folder: Path) -> float:
+    """Private memory of one loader worker. Small images, so that pixels do not hide the rest."""
+    small = Augmentation((64,), 100, crop_probability=0.0)
+    source = Source(load_odvg(annotations), folder)
+    batches = build_train_loader([source], 2, workers=1, augmentation=small)
+    iterator = iter(batches)
+    for _ in range(20):
+        next(iterator)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return max(private_megabytes(int(child)) for child in children)
+
+
+def main(image: Path | None = None, entries: int = 1_000_000, images: int = 100) -> None:
+    """Measure on this machine.
+
+    Args:
+        image: a photograph to use instead of a synthetic one.
+        entries: of the annotation file.
+        images: that the median is taken over.
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = photograph(folder, image)
+        few, many = write_annotations(folder, 1000), write_annotations(folder, entries)
+        batches = build_train_loader([Source(load_odvg(few), folder)], 2)
+        print("\n".join(speed(path, batches, images)))
+        begin = time.perf_counter()
+        load_odvg(many)
+        print(f"{entries:,} entries ({many.stat().st_size / 1e6:.0f} MB) open in {time.perf_counter() - begin:.1f} s")
+        if Path("/proc/self/smaps_rollup").exists():
+            base, full = worker_megabytes(few, folder), worker_megabytes(many, folder)
+            print(f"a worker adds {full:.0f} MB of its own ({base:.0f} MB with 1,000 entries), and the images it loads")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
