@@ -9,6 +9,7 @@ Exit code 2: something that you can mend, in one line. 1: some images could not 
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -290,6 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(command, Predict):
             return run_predict(command)
         return run_info(command) if isinstance(command, Info) else run_demo(command)
+    except BrokenPipeError:  # whoever read our output has seen enough, e.g. `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"groundingdino: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -27,8 +27,9 @@ TRUTH_COLOR: Color = (0, 200, 0)
 
 def color_of(name: str) -> Color:
     """A saturated colour that depends on the name alone."""
-    hue = (zlib.crc32(name.encode()) * 0.618033988749895) % 1.0
-    red, green, blue = colorsys.hls_to_rgb(hue, 0.5, 0.9)
+    code = zlib.crc32(name.encode())
+    lightness = 0.35 + 0.3 * (code % 97) / 96
+    red, green, blue = colorsys.hls_to_rgb((code % 359) / 359, lightness, 0.9)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 

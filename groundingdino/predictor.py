@@ -304,7 +304,8 @@ class Predictor:
         parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in pairs]
         for start in range(0, len(work), PAIRS_AT_ONCE):
             batch = work[start : start + PAIRS_AT_ONCE]
-            text = to_device(collate_text([piece.caption for _, _, piece, _ in batch]), self.device)
+            captions = [piece.caption for _, _, piece, _ in batch]
+            text = to_device(collate_text(captions, self.model.config.max_tokens), self.device)
             features = _padded([feature for *_, feature in batch], text)
             with devices.autocast(self.device, self._autocast):
                 output = self.model.detect(tokens.take([images[row].row for _, row, _, _ in batch]), features, text)

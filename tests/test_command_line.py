@@ -111,6 +111,12 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
+def test_a_reader_that_stops_early_is_no_error(checkpoint, photos):
+    command = f"{sys.executable} -m groundingdino predict {photos} --checkpoint {checkpoint} --refer cat --scale 96 160"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_only_checkpoint_near_is_found(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()

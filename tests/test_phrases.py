@@ -1,5 +1,7 @@
 """Noun phrases and subjects, with the rules and with a tagger whose data is installed."""
 
+import doctest
+
 import nltk
 import pytest
 
@@ -35,6 +37,10 @@ def tagger_data(monkeypatch, tmp_path):
     phrases._nltk_tagger.cache_clear()
     yield
     phrases._nltk_tagger.cache_clear()
+
+
+def test_the_docstrings_example_holds():
+    assert doctest.testmod(phrases) == doctest.TestResults(failed=0, attempted=2)
 
 
 def texts(caption, tagger="rules"):
