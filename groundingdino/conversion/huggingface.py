@@ -26,7 +26,6 @@ SWIN = "model.backbone.conv_encoder.model"
 BLOCK = f"{SWIN}.encoder.layers.{{i}}.blocks.{{j}}"
 OUR_BLOCK = "backbone.stages.{i}.blocks.{j}"
 BERT = "model.text_backbone"
-BERT_LAYER = f"{BERT}.encoder.layer.{{i}}"
 ENHANCER, OUR_ENHANCER = "model.encoder.layers.{i}", "feature_enhancer.layers.{i}"
 FUSION, OUR_FUSION = f"{ENHANCER}.fusion_layer", f"{OUR_ENHANCER}.fusion"
 DECODER, OUR_DECODER = "model.decoder.layers.{i}", "decoder.layers.{i}"
@@ -36,8 +35,7 @@ PACKED = re.compile(r".*\.(qkv\.(weight|bias)|in_proj_(weight|bias))")
 LABEL_EMBEDDING = "denoising.label_embedding.weight"
 
 
-def _rows() -> dict[str, str]:
-    """{theirs: ours}. `[0]` to `[2]` are thirds of a packed tensor; `extra` stands for the neck's further levels."""
+def _image_rows() -> dict[str, str]:
     rows = {
         f"{SWIN}.embeddings.patch_embeddings.projection.{{p}}": "backbone.patch_embed.proj.{p}",
         f"{SWIN}.embeddings.norm.{{p}}": "backbone.patch_embed.norm.{p}",
@@ -54,16 +52,16 @@ def _rows() -> dict[str, str]:
         "model.input_proj_vision.extra.{i}.0.{p}": "neck.extra.{i}.conv.{p}",
         "model.input_proj_vision.extra.{i}.1.{p}": "neck.extra.{i}.norm.{p}",
         "model.level_embed": "level_embedding",
-        f"{BERT}.embeddings.word_embeddings.weight": "text_encoder.embeddings.word.weight",
-        f"{BERT}.embeddings.position_embeddings.weight": "text_encoder.embeddings.position.weight",
-        f"{BERT}.embeddings.token_type_embeddings.weight": "text_encoder.embeddings.token_type.weight",
-        f"{BERT}.embeddings.LayerNorm.{{p}}": "text_encoder.embeddings.norm.{p}",
-        f"{BERT_LAYER}.attention.output.dense.{{p}}": "text_encoder.layers.{i}.attention_out.{p}",
-        f"{BERT_LAYER}.attention.output.LayerNorm.{{p}}": "text_encoder.layers.{i}.attention_norm.{p}",
-        f"{BERT_LAYER}.intermediate.dense.{{p}}": "text_encoder.layers.{i}.ffn_in.{p}",
-        f"{BERT_LAYER}.output.dense.{{p}}": "text_encoder.layers.{i}.ffn_out.{p}",
-        f"{BERT_LAYER}.output.LayerNorm.{{p}}": "text_encoder.layers.{i}.ffn_norm.{p}",
-        "model.text_projection.{p}": "text_encoder.projection.{p}",
+    }
+    for third, part in enumerate(QKV):
+        rows[f"{BLOCK}.attention.self.{part}.{{p}}"] = f"{OUR_BLOCK}.attn.qkv.{{p}}[{third}]"
+    for stage in range(NUM_STAGES):
+        rows[f"{SWIN}.hidden_states_norms.stage{stage + 1}.{{p}}"] = f"backbone.norms.{stage}.{{p}}"
+    return rows
+
+
+def _enhancer_rows() -> dict[str, str]:
+    rows = {
         f"{FUSION}.vision_param": f"{OUR_FUSION}.image_scale",
         f"{FUSION}.text_param": f"{OUR_FUSION}.text_scale",
         f"{FUSION}.layer_norm_vision.{{p}}": f"{OUR_FUSION}.image_norm.{{p}}",
@@ -78,6 +76,16 @@ def _rows() -> dict[str, str]:
         f"{ENHANCER}.text_enhancer_layer.layer_norm_after.{{p}}": f"{OUR_ENHANCER}.text_layer.ffn_norm.{{p}}",
         f"{ENHANCER}.deformable_layer.self_attn_layer_norm.{{p}}": f"{OUR_ENHANCER}.image_layer.attention_norm.{{p}}",
         f"{ENHANCER}.deformable_layer.final_layer_norm.{{p}}": f"{OUR_ENHANCER}.image_layer.ffn_norm.{{p}}",
+    }
+    rows |= _attention_rows(f"{ENHANCER}.text_enhancer_layer.self_attn", f"{OUR_ENHANCER}.text_layer.attention")
+    rows |= _ffn_rows(f"{ENHANCER}.text_enhancer_layer", f"{OUR_ENHANCER}.text_layer")
+    attention = (f"{ENHANCER}.deformable_layer.self_attn", f"{OUR_ENHANCER}.image_layer.attention")
+    rows |= mmdet.deformable_rows(*attention)
+    return rows | _ffn_rows(f"{ENHANCER}.deformable_layer", f"{OUR_ENHANCER}.image_layer")
+
+
+def _decoder_rows() -> dict[str, str]:
+    rows = {
         "model.enc_output.{p}": "query_selection.fc.{p}",
         "model.enc_output_norm.{p}": "query_selection.norm.{p}",
         "model.encoder_output_class_embed.bias": "query_selection.contrastive_head.bias",
@@ -91,30 +99,13 @@ def _rows() -> dict[str, str]:
         "model.decoder.layer_norm.{p}": "decoder.norm.{p}",
         "class_embed.{i}.bias": "decoder.contrastive_heads.{i}.bias",
     }
-    for stage in range(NUM_STAGES):
-        rows[f"{SWIN}.hidden_states_norms.stage{stage + 1}.{{p}}"] = f"backbone.norms.{stage}.{{p}}"
-    for third, part in enumerate(QKV):
-        rows[f"{BLOCK}.attention.self.{part}.{{p}}"] = f"{OUR_BLOCK}.attn.qkv.{{p}}[{third}]"
-        rows[f"{BERT_LAYER}.attention.self.{part}.{{p}}"] = f"text_encoder.layers.{{i}}.{part}.{{p}}"
     for fc in (1, 2, 3):
         rows[f"model.encoder_output_bbox_embed.layers.{fc - 1}.{{p}}"] = f"query_selection.box_head.fc{fc}.{{p}}"
         rows[f"bbox_embed.{{i}}.layers.{fc - 1}.{{p}}"] = f"decoder.box_heads.{{i}}.fc{fc}.{{p}}"
-    rows |= _attention_rows(f"{ENHANCER}.text_enhancer_layer.self_attn", f"{OUR_ENHANCER}.text_layer.attention")
     rows |= _attention_rows(f"{DECODER}.self_attn", f"{OUR_DECODER}.self_attention")
     rows |= _attention_rows(f"{DECODER}.encoder_attn_text", f"{OUR_DECODER}.text_attention")
-    for theirs, ours in (
-        (f"{ENHANCER}.deformable_layer.self_attn", f"{OUR_ENHANCER}.image_layer.attention"),
-        (f"{DECODER}.encoder_attn", f"{OUR_DECODER}.image_attention"),
-    ):
-        for layer in ("sampling_offsets", "attention_weights", "value_proj", "output_proj"):
-            rows[f"{theirs}.{layer}.{{p}}"] = f"{ours}.{layer}.{{p}}"
-    for theirs, ours in (
-        (f"{ENHANCER}.text_enhancer_layer", f"{OUR_ENHANCER}.text_layer"),
-        (f"{ENHANCER}.deformable_layer", f"{OUR_ENHANCER}.image_layer"),
-        (DECODER, OUR_DECODER),
-    ):
-        rows |= {f"{theirs}.fc{fc}.{{p}}": f"{ours}.ffn.fc{fc}.{{p}}" for fc in (1, 2)}
-    return rows
+    rows |= mmdet.deformable_rows(f"{DECODER}.encoder_attn", f"{OUR_DECODER}.image_attention")
+    return rows | _ffn_rows(DECODER, OUR_DECODER)
 
 
 def _attention_rows(theirs: str, ours: str) -> dict[str, str]:
@@ -122,7 +113,18 @@ def _attention_rows(theirs: str, ours: str) -> dict[str, str]:
     return rows | {f"{theirs}.out_proj.{{p}}": f"{ours}.out_proj.{{p}}"}
 
 
-TABLE = KeyTable(_rows())
+def _ffn_rows(theirs: str, ours: str) -> dict[str, str]:
+    return {f"{theirs}.fc{fc}.{{p}}": f"{ours}.ffn.fc{fc}.{{p}}" for fc in (1, 2)}
+
+
+# {theirs: ours}. `[0]` to `[2]` are thirds of a packed tensor; `extra` stands for the neck's further levels.
+TABLE = KeyTable(
+    _image_rows()
+    | mmdet.bert_rows(BERT)
+    | {"model.text_projection.{p}": "text_encoder.projection.{p}"}
+    | _enhancer_rows()
+    | _decoder_rows()
+)
 DROPPED = {
     re.compile(r".*\.relative_position_index"): mmdet.INDEX_REASON,
     re.compile(

@@ -14,7 +14,6 @@ from groundingdino.conversion.key_table import KeyTable, some
 
 BLOCK = "backbone.stages.{i}.blocks.{j}"
 BERT = "language_model.language_backbone.body.model"
-BERT_LAYER = f"{BERT}.encoder.layer.{{i}}"
 ENHANCER = "feature_enhancer.layers.{i}"
 FUSION = "encoder.fusion_layers.{i}"
 DECODER = "decoder.layers.{i}"
@@ -41,18 +40,6 @@ def _rows() -> dict[str, str]:
         "neck.convs.{i}.gn.{p}": "neck.projections.{i}.norm.{p}",
         "neck.extra_convs.{i}.conv.{p}": "neck.extra.{i}.conv.{p}",
         "neck.extra_convs.{i}.gn.{p}": "neck.extra.{i}.norm.{p}",
-        f"{BERT}.embeddings.word_embeddings.weight": "text_encoder.embeddings.word.weight",
-        f"{BERT}.embeddings.position_embeddings.weight": "text_encoder.embeddings.position.weight",
-        f"{BERT}.embeddings.token_type_embeddings.weight": "text_encoder.embeddings.token_type.weight",
-        f"{BERT}.embeddings.LayerNorm.{{p}}": "text_encoder.embeddings.norm.{p}",
-        f"{BERT_LAYER}.attention.self.query.{{p}}": "text_encoder.layers.{i}.query.{p}",
-        f"{BERT_LAYER}.attention.self.key.{{p}}": "text_encoder.layers.{i}.key.{p}",
-        f"{BERT_LAYER}.attention.self.value.{{p}}": "text_encoder.layers.{i}.value.{p}",
-        f"{BERT_LAYER}.attention.output.dense.{{p}}": "text_encoder.layers.{i}.attention_out.{p}",
-        f"{BERT_LAYER}.attention.output.LayerNorm.{{p}}": "text_encoder.layers.{i}.attention_norm.{p}",
-        f"{BERT_LAYER}.intermediate.dense.{{p}}": "text_encoder.layers.{i}.ffn_in.{p}",
-        f"{BERT_LAYER}.output.dense.{{p}}": "text_encoder.layers.{i}.ffn_out.{p}",
-        f"{BERT_LAYER}.output.LayerNorm.{{p}}": "text_encoder.layers.{i}.ffn_norm.{p}",
         "text_feat_map.{p}": "text_encoder.projection.{p}",
         f"{FUSION}.gamma_v": f"{ENHANCER}.fusion.image_scale",
         f"{FUSION}.gamma_l": f"{ENHANCER}.fusion.text_scale",
@@ -65,9 +52,10 @@ def _rows() -> dict[str, str]:
         f"{FUSION}.attn.out_v_proj.{{p}}": f"{ENHANCER}.fusion.image_out.{{p}}",
         f"{FUSION}.attn.out_l_proj.{{p}}": f"{ENHANCER}.fusion.text_out.{{p}}",
     }
+    rows |= bert_rows(BERT)
     rows |= _attention_rows("encoder.text_layers.{i}.self_attn", f"{ENHANCER}.text_layer.attention")
     rows |= _ffn_rows("encoder.text_layers.{i}", f"{ENHANCER}.text_layer", ("attention_norm", "ffn_norm"))
-    rows |= _deformable_rows("encoder.layers.{i}.self_attn", f"{ENHANCER}.image_layer.attention")
+    rows |= deformable_rows("encoder.layers.{i}.self_attn", f"{ENHANCER}.image_layer.attention")
     rows |= _ffn_rows("encoder.layers.{i}", f"{ENHANCER}.image_layer", ("attention_norm", "ffn_norm"))
     rows |= {
         "memory_trans_fc.{p}": "query_selection.fc.{p}",
@@ -79,7 +67,7 @@ def _rows() -> dict[str, str]:
     }
     rows |= _attention_rows(f"{DECODER}.self_attn", f"{DECODER}.self_attention")
     rows |= _attention_rows(f"{DECODER}.cross_attn_text", f"{DECODER}.text_attention")
-    rows |= _deformable_rows(f"{DECODER}.cross_attn", f"{DECODER}.image_attention")
+    rows |= deformable_rows(f"{DECODER}.cross_attn", f"{DECODER}.image_attention")
     norms = ("self_attention_norm", "text_attention_norm", "image_attention_norm", "ffn_norm")
     rows |= _ffn_rows(DECODER, DECODER, norms)
     rows["decoder.norm.{p}"] = "decoder.norm.{p}"
@@ -87,12 +75,30 @@ def _rows() -> dict[str, str]:
     return rows | _head_rows(PROPOSALS, "query_selection.contrastive_head", "query_selection.box_head")
 
 
+def bert_rows(bert: str) -> dict[str, str]:
+    """Rows of a BERT of transformers' that lies under the name `bert`."""
+    layer, ours = f"{bert}.encoder.layer.{{i}}", "text_encoder.layers.{i}"
+    return {
+        f"{bert}.embeddings.word_embeddings.weight": "text_encoder.embeddings.word.weight",
+        f"{bert}.embeddings.position_embeddings.weight": "text_encoder.embeddings.position.weight",
+        f"{bert}.embeddings.token_type_embeddings.weight": "text_encoder.embeddings.token_type.weight",
+        f"{bert}.embeddings.LayerNorm.{{p}}": "text_encoder.embeddings.norm.{p}",
+        **{f"{layer}.attention.self.{part}.{{p}}": f"{ours}.{part}.{{p}}" for part in ("query", "key", "value")},
+        f"{layer}.attention.output.dense.{{p}}": f"{ours}.attention_out.{{p}}",
+        f"{layer}.attention.output.LayerNorm.{{p}}": f"{ours}.attention_norm.{{p}}",
+        f"{layer}.intermediate.dense.{{p}}": f"{ours}.ffn_in.{{p}}",
+        f"{layer}.output.dense.{{p}}": f"{ours}.ffn_out.{{p}}",
+        f"{layer}.output.LayerNorm.{{p}}": f"{ours}.ffn_norm.{{p}}",
+    }
+
+
 def _attention_rows(theirs: str, ours: str) -> dict[str, str]:
     parameters = ("in_proj_weight", "in_proj_bias", "out_proj.{p}")
     return {f"{theirs}.attn.{parameter}": f"{ours}.{parameter}" for parameter in parameters}
 
 
-def _deformable_rows(theirs: str, ours: str) -> dict[str, str]:
+def deformable_rows(theirs: str, ours: str) -> dict[str, str]:
+    """Rows of a deformable attention, whose parts have the same names everywhere."""
     layers = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
     return {f"{theirs}.{layer}.{{p}}": f"{ours}.{layer}.{{p}}" for layer in layers}
 
