@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino import __main__ as command_line
+from groundingdino import demo
 from groundingdino.checkpoint import save_detector
 from groundingdino.predictor import load_model
 
@@ -143,3 +145,18 @@ def test_images_of_the_same_name_get_pictures_of_their_own(tmp_path):
     paths = [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png", tmp_path / "z" / "a.jpg"]
     pictures = command_line._picture_paths(tmp_path / "out", paths)
     assert [pictures[path].name for path in paths] == ["a.jpg", "a_2.jpg", "a_3.jpg"]
+
+
+def test_demo_serves_a_page_of_the_checkpoints_model_where_it_was_told_to(checkpoint, photos, monkeypatch):
+    built, launched = [], []
+
+    class Page:
+        def launch(self, **options):
+            launched.append(options)
+
+    monkeypatch.setattr(demo, "build_page", lambda predictor, samples: built.append((predictor, samples)) or Page())
+    assert run("demo", "--checkpoint", checkpoint, "--samples", photos, "--port", "8123", "--precision", "bf16") == 0
+    ((predictor, samples),) = built
+    assert predictor.model.config.name == "tiny" and samples == photos
+    assert next(predictor.model.parameters()).dtype == torch.bfloat16
+    assert launched == [{"server_name": "127.0.0.1", "server_port": 8123}]
