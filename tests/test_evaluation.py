@@ -194,6 +194,7 @@ class TestEvaluator:
         index = 2
         found = evaluate_referring(model, [expressions[index]], folder, replace(OPTIONS, scoring="subject"))
         best = evaluate_referring(model, [expressions[index]], folder, OPTIONS)
+        assert found.report()["protocol"]["scoring"].endswith(f"part-of-speech tags by {phrases.which_tagger()}")
         assert np.abs(found.answers[0].scores - best.answers[0].scores).max() > 1e-3
         caption = expressions[index].caption
         encoded = text.default_tokenizer().encode(caption + ". ")

@@ -62,12 +62,15 @@ class Evaluation:
     def report(self) -> dict[str, Any]:
         """Plain data for a JSON file, with the protocol named."""
         short, long = self.options.scale
+        scoring = f"{self.options.scoring}: {SCORING[self.options.scoring]}"
+        if self.options.scoring == "subject":
+            scoring += f", found with part-of-speech tags by {phrases.which_tagger()}"  # which is installed matters
         return {
             "protocol": {
                 "precision": f"RefExp Precision@k: a box among the first k has IoU >= {metrics.HIT_IOU}",
                 "average_precision": "COCO AP at IoU 0.5:0.95, class-agnostic, each expression an image of its own, "
                 f"{metrics.AP_DETECTIONS} boxes each",
-                "scoring": f"{self.options.scoring}: {SCORING[self.options.scoring]}",
+                "scoring": scoring,
                 "image": f"into {short}x{long} pixels, Pillow bilinear",
                 "arithmetic": self.options.precision,
             },
