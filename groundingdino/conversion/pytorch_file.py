@@ -168,7 +168,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PytorchFile:
 def _check_sizes(program: bytes) -> None:
     """Refuse sizes that the bytes do not back: the C unpickler would allocate them first and then find out."""
     for opcode, argument, _ in pickletools.genops(program):  # itself refuses strings longer than what is left
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(program):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(program):
             raise ValueError(f"place {argument} in a memo of a {len(program)}-byte pickle")
 
 
