@@ -1,10 +1,10 @@
 """Rendered scenes with referring expressions, written as a RefCOCO data set: the quick start's data.
 
-A scene holds four to six shapes that differ in shape, color, size and place. An expression names one of them in one of
+A scene holds four or five shapes that differ in shape, color, size and place. An expression names one of them in one of
 four forms, each of which needs more than its noun (another object has the same shape):
 
     attribute   the small red circle
-    place       the topmost blue star
+    place       the topmost blue square
     relation    the red circle left of the large square      (without the relation, two objects would answer)
     ordinal     the second circle from the left              (out of three or more)
 
@@ -24,16 +24,15 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle")
 COLORS = {
     "red": (214, 40, 40),
     "green": (40, 160, 70),
     "blue": (40, 80, 210),
     "yellow": (240, 205, 30),
-    "purple": (145, 50, 170),
 }
-RADII = {"small": (0.070, 0.085), "large": (0.118, 0.145)}  # of the image side; nothing lies between the two words
-FORMS = {"attribute": 0.28, "place": 0.24, "relation": 0.28, "ordinal": 0.20}  # how often each is tried first
+RADII = {"small": (0.078, 0.092), "large": (0.130, 0.150)}  # of the image side; nothing lies between the two words
+FORMS = {"attribute": 0.30, "place": 0.22, "relation": 0.28, "ordinal": 0.20}  # how often each is tried first
 MARGIN = 6.0  # pixels between compared coordinates
 GAP = 3.0  # pixels between two objects, and to the border
 OVERSAMPLING = 3  # drawn this much larger, then averaged down: smooth edges
@@ -55,7 +54,7 @@ class SyntheticConfig:
     train_scenes: int = 8000
     heldout_scenes: int = 200  # each of val, testA and testB
     expressions_per_scene: int = 3  # at most; fewer where a scene does not offer so many
-    image_size: int = 112  # pixels, square
+    image_size: int = 96  # pixels, square
     seed: int = 0
 
 
@@ -113,27 +112,22 @@ class Expression:
 def _polygon(shape: str, center: tuple[float, float], radius: float, angle: float) -> list[tuple[float, float]]:
     if shape == "circle":
         return []
-    corners = {"square": 4, "triangle": 3, "star": 10}[shape]
+    corners = {"square": 4, "triangle": 3}[shape]
     # circumradius that gives every shape about the same extent as the circle of that radius
-    reach = {"square": 1.25, "triangle": 1.2, "star": 1.2}[shape] * radius
-    start = angle + (math.pi / 4 if shape == "square" else 0.0)
-    points = []
-    for i in range(corners):
-        turn = start + 2 * math.pi * i / corners
-        length = reach * 0.45 if shape == "star" and i % 2 else reach
-        points.append((center[0] + length * math.sin(turn), center[1] - length * math.cos(turn)))
-    return points
+    reach = {"square": 1.25, "triangle": 1.2}[shape] * radius
+    turns = [angle + 2 * math.pi * (i + 0.5 * (shape == "square")) / corners for i in range(corners)]
+    return [(center[0] + reach * math.sin(turn), center[1] - reach * math.cos(turn)) for turn in turns]
 
 
-def make_scene(rng: Random, size: int = 112) -> Scene:
-    """Draw one scene from `rng`: four to six objects, one shape at least twice. `size` is the image side in pixels."""
+def make_scene(rng: Random, size: int = 96) -> Scene:
+    """Draw one scene from `rng`: four or five objects, one shape at least twice. `size` is the image side in pixels."""
     while True:
-        count = rng.choice((4, 5, 6))
+        count = rng.choice((4, 5))
         main, *others = rng.sample(SHAPES, len(SHAPES))
-        repeats = rng.choice((2, 3, 3, 4))
+        repeats = rng.choice((2, 3, 3))
         shapes = [main] * min(repeats, count - 1)
         shapes += [rng.choice(others) for _ in range(count - len(shapes))]
-        palette = rng.sample(sorted(COLORS), rng.choice((2, 3, 4)))  # few colors, so that one is often not enough
+        palette = rng.sample(sorted(COLORS), rng.choice((2, 3)))  # few colors, so that one is often not enough
         objects: list[SceneObject] = []
         for shape in shapes:
             placed = _place(rng, shape, rng.choice(palette), size, objects)
