@@ -31,7 +31,7 @@ from groundingdino.prompts import (
     resolve,
 )
 from groundingdino.structures import Detections, ImageBatch, TextBatch, to_device
-from groundingdino.text import CaptionTokenizer, collate_text
+from groundingdino.text import collate_text, default_tokenizer
 
 THRESHOLD = 0.3  # default of every mode but referring
 TOP_K_PER_CAPTION = 300  # mmdet's cut, for each piece of a category list
@@ -131,7 +131,7 @@ class Predictor:
         self._dtype = torch.float32 if mixed else devices.PRECISIONS[base]
         self.model = model.eval().to(self.device, self._dtype)
         self.scale = scale
-        self.tokenizer = CaptionTokenizer()
+        self.tokenizer = default_tokenizer()
 
     def __call__(self, images: Any, prompts: Any = None, **options: Any) -> Detections | list[Detections]:
         """`predict`."""
