@@ -28,8 +28,8 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
         value: (B, S, M, C) projected image tokens, levels one after another, each row by row.
         shapes: (height, width) of the L levels as host integers; their products sum to S.
         locations: (B, Q, M, L, P, 2) as (x, y), 0 and 1 at the outer edges of the first and last pixel, so a pixel's
-            centre is (i + 0.5) / size. Outside, a level is zero; a location more than a pixel outside, infinite or NaN
-            samples zero and has no gradient.
+            centre is (i + 0.5) / size. Outside, a level is zero. Infinite and NaN locations
+            sample zero in the CPU kernel and may give NaN in the composite; nothing is ever read out of bounds.
         weights: (B, Q, M, L, P), usually a softmax over L * P.
 
     Returns:
