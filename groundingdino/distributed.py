@@ -47,7 +47,13 @@ def init(device: str = "auto", *, timeout_minutes: float = 30.0, fast_fp32: bool
     if not dist.is_initialized():
         bound = None if chosen.type == "cpu" else chosen
         timeout = timedelta(minutes=timeout_minutes)
-        dist.init_process_group(BACKENDS[chosen.type], timeout=timeout, device_id=bound)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun keeps one store over its restarts; without a prefix the processes of the second attempt would wait
+        # for the dead ones of the first (torch 2.9).
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            BACKENDS[chosen.type], store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
+        )
     return World(dist.get_rank(), devices.local_rank(), dist.get_world_size(), chosen)
 
 
