@@ -37,9 +37,14 @@ _WORDS = {
     "JJ": "left right middle center centre far near front back top bottom upper lower leftmost rightmost "
     "topmost bottommost closest nearest furthest farthest first second third fourth fifth last most more less least "
     "big small large little tall short long tiny huge old young new red green blue yellow white black brown gray grey "
-    "orange pink purple beige tan golden silver dark light bright blond blonde other same own full empty open closed "
-    "wooden sunny high low many few several main whole visible blurry",
+    "pink purple beige tan golden dark bright blond blonde other same own full empty open closed "
+    "wooden sunny high low many few several main whole visible blurry round flat plain plaid furry fuzzy "
+    "fluffy shiny thick thin wide narrow fat skinny chubby bald curly straight wavy blank wet dry dirty clean hot cold "
+    "fresh ripe raw bare pale maroon teal navy violet turquoise khaki larger smaller bigger taller shorter longer "
+    "closer nearer farther further older younger darker lighter brighter higher thicker thinner inner outer",
 }
+# An adjective before a noun or another adjective, else a noun: "orange shirt", "the orange left of it".
+_EITHER = frozenset("orange light square oval silver male female adult".split())
 _NOUNS_IN_ING = (
     "thing king ring string wing building ceiling railing clothing painting morning evening wedding swing spring sling "
     "earring something anything everything nothing crossing icing frosting pudding dressing topping sibling awning "
@@ -61,15 +66,16 @@ def _tag_of_word() -> dict[str, str]:
 
 def _rule_tags(words: list[str]) -> list[tuple[str, str]]:
     """Tags by list, by ending, else noun. A word in -ing or -ed describes what follows, after a noun it is a verb."""
-    result: list[tuple[str, str]] = []
-    previous = ""
+    tags: list[str] = []
     for word, by_ending in _endings().tag(words):
         tag = _tag_of_word().get(word, by_ending)
-        if tag in ("VBG", "VBN") and not previous.startswith(("NN", "VB", "PRP")):
+        if tag in ("VBG", "VBN") and not (tags and tags[-1].startswith(("NN", "VB", "PRP"))):
             tag = "JJ"  # "the smiling woman", "striped shirt"; but "woman smiling", "is parked"
-        result.append((word, tag))
-        previous = tag
-    return result
+        tags.append(tag)
+    for index in reversed(range(len(words) - 1)):
+        if words[index] in _EITHER and tags[index + 1][:2] in ("JJ", "NN") and words[index + 1] not in _PLACES:
+            tags[index] = "JJ"
+    return list(zip(words, tags, strict=True))
 
 
 @cache
