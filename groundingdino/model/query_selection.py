@@ -6,6 +6,7 @@ Axes: B images, S image tokens, T text tokens, Q queries, D width.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.model.feature_enhancer import ImageTokens
@@ -61,7 +62,9 @@ class QuerySelection(nn.Module):
         anchor_logits, usable = anchors(image)
         memory = memory.masked_fill(~usable[..., None], 0.0)
         with torch.no_grad():  # ranks carry no gradient, so only the chosen tokens are computed with one
-            logits = contrast(self.norm(self.fc(memory)), text_memory, text_valid, self.contrastive_head.bias)
+            # Autocast would keep the weight's half-precision copy, made without a gradient, for the use below as well.
+            projected = F.linear(memory, self.fc.weight.detach(), self.fc.bias.detach())
+            logits = contrast(self.norm(projected), text_memory, text_valid, self.contrastive_head.bias)
             best = logits.amax(dim=-1).topk(min(self.num_queries, memory.shape[1]), dim=1).indices[..., None]
         chosen = self.norm(self.fc(memory.gather(1, best.expand(-1, -1, memory.shape[-1]))))
         logits = contrast(chosen, text_memory, text_valid, self.contrastive_head.bias)
