@@ -226,6 +226,15 @@ class TestSamples:
         assert named[1] == named[2] == list(TOKENIZER.encode("a saucer").token_ids[1:-1])
         assert batch.text.valid.sum(dim=1).tolist() == [len(sample.caption.token_ids), 4]
 
+    def test_a_flipped_sample_says_right_where_the_file_says_left(self, tmp_path: Path):
+        line = grounding("Left cup and the dog", ([0, 0, 30, 20], [[0, 8]]), ([30, 20, 60, 40], [[17, 20]]))
+        mirror = Augmentation((40,), 1333, crop_probability=0.0, flip_probability=1.0)
+        sample = GroundingDataset([write_source(tmp_path, line)], mirror)[Draw(0, 0, 0)]
+        assert sample.info.caption == "right cup and the dog. "
+        words = [[sample.info.caption[start:end] for start, end in pieces] for pieces in sample.spans]
+        assert words == [["right cup"], ["dog"]]
+        assert sample.boxes.tolist() == [[30, 0, 60, 20], [0, 20, 30, 40]]
+
     def test_images_are_padded_with_zero_after_normalising(self):
         from groundingdino.data.batch import collate_images
 
