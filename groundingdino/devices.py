@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
 from groundingdino import environment
 
@@ -127,7 +128,24 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Loss scaler: active for "fp16", a pass-through for "fp32" and "bf16", whose range needs none."""
     _dtype(precision)
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = _Float32GradScaler if device.type == "npu" else torch.amp.GradScaler
+    return scaler(device.type, enabled=precision == "fp16")
+
+
+class _Float32GradScaler(torch.amp.GradScaler):
+    """torch's own inverts its scale in float64, which an NPU does not have. The scale is a power of two, so float32 is
+    exact. (torch_npu's scaler reads from the device in every step and cannot drive torch's fused AdamW.)"""
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._enabled:
+            return
+        self._check_scale_growth_tracker("unscale_")
+        state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is not OptState.READY:
+            raise RuntimeError("unscale_() has already been called on this optimizer since the last update()")
+        found_inf = torch.zeros((), device=self._scale.device)
+        state["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale.reciprocal(), found_inf, False)
+        state["stage"] = OptState.UNSCALED
 
 
 def _dtype(precision: str) -> torch.dtype:

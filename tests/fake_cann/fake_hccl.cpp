@@ -158,6 +158,11 @@ API int HcclCommInitRootInfo(uint32_t size, const char* info, uint32_t rank, voi
   return all ? 0 : fake_cann_error(kTimeOut, "fake HCCL: another rank did not join in time");
 }
 
+API int HcclCommInitRootInfoConfig(uint32_t size, const char* info, uint32_t rank, void*, void** out) {
+  return HcclCommInitRootInfo(size, info, rank, out);
+}
+API uint32_t HcclGetCommConfigCapability() { return 0; }
+API int HcclGetCommName(void*, char* name) { return std::strcpy(name, "fake"), 0; }
 API int HcclCommInitAll(uint32_t, int32_t*, void**) { return kNotSupported; }
 API int HcclCommDestroy(void*) { return 0; }
 API int HcclGetCommAsyncError(void*, int* error) { return *error = 0, 0; }

@@ -317,6 +317,37 @@ API int aclnnInplaceOneGetWorkspaceSize(const Tensor* to, uint64_t* bytes, void*
 }
 RUNS(aclnnInplaceOne)
 
+struct Scalar {
+  double value;
+};
+API void* aclCreateScalar(void* value, int dtype) {
+  return new Scalar{load(Tensor{{1}, {1}, 0, dtype, 2, (char*)value}, 0)};
+}
+API int aclDestroyScalar(const void* scalar) { return delete (const Scalar*)scalar, 0; }
+API int aclnnInplaceFillScalarGetWorkspaceSize(const Tensor* to, const Scalar* scalar, uint64_t* bytes,
+                                               void** executor) {
+  const double value = scalar->value;
+  return plan(bytes, executor, 0, [=] { return write(*to, std::vector<double>(to->numel(), value)), 0; });
+}
+RUNS(aclnnInplaceFillScalar)
+API void* aclCreateIntArray(const int64_t* values, uint64_t size) { return new std::vector<int64_t>(values, values + size); }
+API int aclDestroyIntArray(const void* array) { return delete (const std::vector<int64_t>*)array, 0; }
+API int aclnnConstantPadNdGetWorkspaceSize(const Tensor* from, const std::vector<int64_t>* pad, const Scalar* scalar,
+                                           const Tensor* to, uint64_t* bytes, void** executor) {
+  const std::vector<int64_t> padding = *pad;  // (before, after) of each dimension, the last one first
+  const double value = scalar->value;
+  return plan(bytes, executor, 0, [=] {
+    write(*to, std::vector<double>(to->numel(), value));
+    Tensor inside = *to;
+    inside.sizes = from->sizes;
+    for (size_t k = 0; 2 * k < padding.size(); ++k) {
+      inside.offset += padding[2 * k] * to->strides[to->strides.size() - 1 - k];
+    }
+    return convert(inside, *from);
+  });
+}
+RUNS(aclnnConstantPadNd)
+
 // ---- For the tests -------------------------------------------------------------------------------------------------
 
 API int fake_forward_calls() { return g_forward_calls; }

@@ -52,3 +52,17 @@ def install() -> None:
             torch.ops.npu_simulator.register_kernel(names, kernel)
     # An operator that a card does not have would be computed on the host behind our back.
     warnings.filterwarnings("error", message=".*not currently supported on the NPU backend.*")
+
+
+def pytest_configure() -> None:
+    """As a pytest plugin: `-p npu_simulator.simulator`."""
+    install()
+
+
+def counters() -> dict[str, int]:
+    """The fake runtime's counters, operators computed (`kernels`), and those whose result's size depends on values."""
+    import torch
+    from fake_cann import load
+
+    kernels, data_dependent = torch.ops.npu_simulator.counters()
+    return {**load.counters(), "kernels": kernels, "data_dependent": data_dependent}
