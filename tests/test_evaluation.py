@@ -228,10 +228,11 @@ class TestEvaluator:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_missing_photograph_is_named_in_one_line(self, scenes: tuple[list[Expression], Path], workers: int):
         expressions, folder = scenes
-        lost = [*expressions, replace(expressions[0], file_name="gone.png")]
+        lost = [*expressions, replace(expressions[0], file_name="gone.png", number=8)]
         with pytest.raises(ValueError) as caught:
             evaluate_referring(tiny_model(), lost, folder, replace(OPTIONS, workers=workers))
-        assert str(caught.value) == f"{folder / 'gone.png'}: no such image file"
+        wanted = "wanted by images entry 8 of the annotations"
+        assert str(caught.value) == f"{folder / 'gone.png'}: no such image file, {wanted}"
 
     def test_a_caption_longer_than_the_model_reads_is_cut_off(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes

@@ -156,7 +156,7 @@ def load_refcoco(path: Path, on_bad_sample: OnBadSample = "stop") -> Annotations
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if problems and on_bad_sample == "stop":
-        raise ValueError(f'{problems[0]}; correct it or choose to skip bad samples (on_bad_sample "skip")')
+        raise ValueError(f'{problems[0]}; correct it or choose to skip (on_bad_sample "skip")')
     if not lines:
         raise ValueError(f"{path}: no entry with a usable box")
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)

@@ -92,7 +92,7 @@ class GroundingDataset(Dataset[Sample]):
                 entry, image, found = self._load(index)
             except BadSampleError as error:
                 if self.on_bad_sample == "stop":
-                    raise
+                    raise BadSampleError(f'{error}; correct it or choose to skip (on_bad_sample "skip")') from error
                 problems.append(str(error))
                 continue
             problems += found

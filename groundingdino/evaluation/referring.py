@@ -88,6 +88,7 @@ class Photograph:
 
     path: Path
     members: tuple[int, ...]  # indices of the expressions
+    entry: int  # number of the first one's entry in the annotation file, for messages
 
 
 def group_by_photograph(expressions: Sequence[Expression], images: Path) -> tuple[Photograph, ...]:
@@ -95,7 +96,9 @@ def group_by_photograph(expressions: Sequence[Expression], images: Path) -> tupl
     members: dict[str, list[int]] = {}
     for index, expression in enumerate(expressions):
         members.setdefault(expression.file_name, []).append(index)
-    return tuple(Photograph(images / name, tuple(indices)) for name, indices in members.items())
+    return tuple(
+        Photograph(images / name, tuple(indices), expressions[indices[0]].number) for name, indices in members.items()
+    )
 
 
 def share(photographs: Sequence[Photograph], rank: int, world_size: int) -> tuple[Photograph, ...]:
@@ -249,6 +252,6 @@ class _Photographs(Dataset[Loaded | str]):
         try:
             image = transforms.open_image(photograph.path)
         except ValueError as error:
-            return str(error)
+            return f"{error}, wanted by images entry {photograph.entry} of the annotations"
         pixels, scale_factor = transforms.resize_for_test(image, self.scale)
         return photograph.members, pixels, scale_factor
