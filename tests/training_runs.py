@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from groundingdino import distributed, tensor_files
 from groundingdino.config import BackboneConfig, DataConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig
 from groundingdino.data.synthetic import SyntheticConfig, write_dataset
+from groundingdino.training.assess import Assessor
+from groundingdino.training.learner import Learner
+from groundingdino.training.trainer import fit
 
 SMALL = ModelConfig(
     name="small",
@@ -52,7 +58,7 @@ def small_config(data: Path, run: Path, **changes: Any) -> TrainConfig:
     )
     config = TrainConfig(
         SMALL, sources, OptimizerConfig(lr=1e-3, scale_lr=False), run=run, epochs=2, save_every=3, log_every=2,
-        activation_checkpointing=False, device="cpu", ema_decay=0.9, pictures=2,
+        activation_checkpointing=False, device="cpu", ema_decay=0.9, pictures=0,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)
 
@@ -63,3 +69,59 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
     steps = [row for row in rows if "loss" in row]
     assert len({row["step"] for row in steps}) == len(steps), "a step is written down twice"
     return {row["step"]: {k: v for k, v in row.items() if k != "images_per_second"} for row in steps}
+
+
+def kill_when(condition: str) -> None:
+    """Let this process kill itself, as kill -9 does, at a moment: "step:N", "save:N", "evaluation:N" or "never".
+
+    A step counts from the start of the process; "save:N" dies half way through writing the N-th checkpoint.
+    """
+    kind, _, number = condition.partition(":")
+    places = {
+        "step": (Learner, "step"),
+        "save": (tensor_files, "_bytes_of"),
+        "evaluation": (Assessor, "assess"),
+    }
+    if kind == "never":
+        return
+    owner, name = places[kind]
+    original, calls = getattr(owner, name), [0]
+    due = int(number)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == due:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    setattr(owner, name, counted)
+
+
+def main(data: str, run: str, condition: str) -> None:
+    """Train until the end or until killed: python training_runs.py DATA RUN CONDITION."""
+    torch.set_num_threads(1)
+    once = Path(run).with_suffix(".killed")
+    if os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0") and not once.exists():
+        if "KILL_RANK" in os.environ:
+            once.touch()  # after torchrun's restart it lives
+        kill_when(condition)
+    fit(small_config(Path(data), Path(run), resume="auto"))
+    distributed.shutdown()
+
+
+def start(data: Path, run: Path, condition: str) -> int:
+    """`main` in a process of its own; its exit code, -9 where it was killed."""
+    command = [sys.executable, str(Path(__file__)), str(data), str(run), condition]
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert found.returncode in (0, -signal.SIGKILL), found.stderr
+    return found.returncode
+
+
+def environment() -> dict[str, str]:
+    """For processes that import the library and the tests' helpers."""
+    paths = f"{REPOSITORY}{os.pathsep}{Path(__file__).parent}"
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
