@@ -64,7 +64,7 @@ class Predict:
     precision: Literal["fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed"] = "fp32"
     """of weights and arithmetic; -mixed keeps the weights in float32"""
     scale: tuple[int, int] | None = None
-    """short and long side in pixels that images are resized to fit into; default 800 1333"""
+    """short and long side in pixels that images must fit into; default is the checkpoint's, mostly 800 1333"""
     save: Path | None = None
     """the picture with boxes; for several images a folder"""
     json: Path | None = None
@@ -151,14 +151,13 @@ def run_predict(command: Predict) -> int:
     from tqdm import tqdm
 
     prompt, paths = prompt_of(command), image_paths(command.images)
-    from groundingdino.data.transforms import TEST_SCALE
     from groundingdino.drawing import draw_detections
     from groundingdino.predictor import Limits, load_model
     from groundingdino.results import to_json
 
     limits = Limits(command.threshold, command.top_k, command.nms, not command.nms_across_labels)
     checkpoint = find_checkpoint(command.checkpoint)
-    predictor = load_model(checkpoint, command.device, command.precision, command.scale or TEST_SCALE)
+    predictor = load_model(checkpoint, command.device, command.precision, command.scale)
     pictures = _picture_paths(command.save, paths)
     lines = open(command.json, "w", encoding="utf-8") if command.json else sys.stdout
     bar = tqdm(total=len(paths), unit="image", disable=len(paths) < 2 or not sys.stderr.isatty())

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CONFIG_KEY = "groundingdino.config"  # JSON of model_config_to_dict
 VOCABULARY_KEY = "groundingdino.vocabulary"  # SHA-256 of the vocabulary file, hexadecimal
 SOURCE_KEY = "groundingdino.source"  # JSON: where the weights come from, see conversion
+SCALE_KEY = (
+    "groundingdino.scale"  # JSON [short side, long side]: pixels of the images it was trained for; may be absent
+)
 VERSION_KEY = "groundingdino.version"
 VERSION = "1"
 

@@ -3,6 +3,7 @@
 Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from groundingdino import devices, postprocess
-from groundingdino.checkpoint import load_detector
+from groundingdino.checkpoint import SCALE_KEY, load_detector, read_metadata
 from groundingdino.data import transforms
 from groundingdino.data.batch import collate_images
 from groundingdino.images import each_image, is_one_image, load_image
@@ -86,7 +87,7 @@ def load_model(
     path: str | Path,
     device: str = "auto",
     precision: str = "fp32",
-    scale: tuple[int, int] = transforms.TEST_SCALE,
+    scale: tuple[int, int] | None = None,
 ) -> "Predictor":
     """A predictor from one checkpoint file.
 
@@ -94,13 +95,17 @@ def load_model(
         path: a checkpoint that `convert_checkpoint.py` or training wrote.
         device: "auto", "cpu", "cuda", "cuda:1", "npu:0", ...
         precision: see `Predictor`.
-        scale: see `Predictor`.
+        scale: see `Predictor`; default is what the checkpoint was trained for, (800, 1333) where it does not say.
     Raises:
         ValueError: one line about what is wrong with the file, the device or the precision.
     """
     chosen = devices.pick_device(device)
     devices.configure(chosen)
-    return Predictor(load_detector(path, chosen), chosen, precision, scale)
+    model = load_detector(path, chosen)
+    if scale is None:
+        short, long = json.loads(read_metadata(path).get(SCALE_KEY, json.dumps(transforms.TEST_SCALE)))
+        scale = (short, long)
+    return Predictor(model, chosen, precision, scale)
 
 
 class Predictor:

@@ -10,8 +10,9 @@ import torch
 from golden_cases import image_batch, load_case, tiny_model
 from PIL import Image
 
+from groundingdino.checkpoint import SCALE_KEY, save_detector
 from groundingdino.model import decoder
-from groundingdino.predictor import EncodedImage, Frame, Predictor
+from groundingdino.predictor import EncodedImage, Frame, Predictor, load_model
 from groundingdino.prompts import Categories, Phrases, Referring, Spans, resolve
 from groundingdino.structures import Detections
 from groundingdino.text import default_tokenizer
@@ -387,6 +388,17 @@ def test_every_precision_gives_finite_and_near_results_without_a_warning(photo, 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         Predictor(tiny_model(), precision="int8")
+
+
+# ---- loading
+
+
+def test_a_checkpoint_says_the_size_of_its_images_and_the_caller_may_differ(tmp_path):
+    save_detector(tmp_path / "plain.safetensors", tiny_model())
+    save_detector(tmp_path / "small.safetensors", tiny_model(), {SCALE_KEY: "[112, 200]"})
+    assert load_model(tmp_path / "plain.safetensors", "cpu").scale == (800, 1333)
+    assert load_model(tmp_path / "small.safetensors", "cpu").scale == (112, 200)
+    assert load_model(tmp_path / "small.safetensors", "cpu", scale=(64, 96)).scale == (64, 96)
 
 
 # ---- batch invariance

@@ -242,7 +242,8 @@ class Trainer:
 
     def _provenance(self, figures: Figures) -> dict[str, str]:
         trained = {"step": self.position.step, "epoch": self.position.epoch, "figures": figures}
-        return {"groundingdino.training": json.dumps(trained)}
+        scale = (self.config.data.evaluation_side, self.config.data.evaluation_long_side)
+        return {"groundingdino.training": json.dumps(trained), checkpoint.SCALE_KEY: json.dumps(scale)}
 
     def _finish(self, figures: Figures) -> FitResult:
         run = self.config.run
