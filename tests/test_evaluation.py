@@ -25,6 +25,7 @@ from groundingdino.evaluation import (
     share,
 )
 from groundingdino.evaluation.metrics import iou_with
+from groundingdino.evaluation.referring import IMAGE_COST
 from groundingdino.postprocess import category_scores, to_image_frame, top_detections
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
@@ -252,8 +253,8 @@ class TestRanks:
         shares = [share(photographs, rank, world_size) for rank in range(world_size)]
         indices = sorted(index for part in shares for photograph in part for index in photograph.members)
         assert indices == list(range(len(expressions)))
-        loads = [sum(4 + len(photograph.members) for photograph in part) for part in shares]
-        assert max(loads) - min(loads) <= 6
+        loads = [sum(IMAGE_COST + len(photograph.members) for photograph in part) for part in shares]
+        assert max(loads) - min(loads) <= 3
 
     def test_two_processes_give_the_result_of_one(self, scenes: tuple[list[Expression], Path], tmp_path: Path):
         expressions, folder = scenes

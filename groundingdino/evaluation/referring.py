@@ -28,7 +28,7 @@ SCORING = {
     "max": "best token of the sentence, special tokens included (mmdet)",
     "subject": "mean over the tokens of the subject phrase (LLMDet)",
 }
-IMAGE_COST = 4  # the image half takes about as long as this many sentences; for the balance between ranks
+IMAGE_COST = 1.5  # the image half takes as long as this many sentences (Swin-B); for the balance between ranks
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def group_by_photograph(expressions: Sequence[Expression], images: Path) -> tupl
 
 def share(photographs: Sequence[Photograph], rank: int, world_size: int) -> tuple[Photograph, ...]:
     """The photographs of one rank; all ranks' together are all, and take about equally long."""
-    load = [0] * world_size
+    load = [0.0] * world_size
     mine = set()
     by_cost = sorted(range(len(photographs)), key=lambda n: -len(photographs[n].members))
     for number in by_cost:
