@@ -12,7 +12,8 @@ from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino import distributed, phrases, text
-from groundingdino.data import Expression, load_expressions
+from groundingdino.converter import RELEASES
+from groundingdino.data import Expression, load_expressions, transforms
 from groundingdino.data.batch import collate_images
 from groundingdino.evaluation import (
     Answer,
@@ -25,6 +26,7 @@ from groundingdino.evaluation import (
     share,
 )
 from groundingdino.evaluation.metrics import iou_with
+from groundingdino.evaluation.published import PUBLISHED
 from groundingdino.evaluation.referring import IMAGE_COST
 from groundingdino.postprocess import category_scores, to_image_frame, top_detections
 
@@ -108,9 +110,6 @@ def test_published_figures_are_found_by_release_data_set_and_split():
 
 
 def test_every_release_with_published_figures_is_known_to_the_converter():
-    from groundingdino.converter import RELEASES
-    from groundingdino.evaluation.published import PUBLISHED
-
     assert set(PUBLISHED) <= set(RELEASES.values())
 
 
@@ -164,8 +163,6 @@ class TestEvaluator:
         tokenizer = text.default_tokenizer()
         one_by_one = []
         for index, expression in enumerate(expressions):
-            from groundingdino.data import transforms
-
             pixels, factor = transforms.resize_for_test(transforms.open_image(folder / expression.file_name), SCALE)
             words = text.collate_text([tokenizer.encode(expression.caption + ". ")])
             with torch.inference_mode():
@@ -201,8 +198,6 @@ class TestEvaluator:
         encoded = text.default_tokenizer().encode(caption + ". ")
         tokens = phrases.subject_tokens(caption, encoded)
         assert tokens == [1]  # man
-        from groundingdino.data import transforms
-
         pixels, _ = transforms.resize_for_test(transforms.open_image(folder / "0.png"), SCALE)
         with torch.inference_mode():
             last = model(collate_images([pixels]), text.collate_text([encoded])).layers[-1]

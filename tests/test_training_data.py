@@ -11,7 +11,7 @@ from PIL import Image
 from groundingdino import text
 from groundingdino.data import Augmentation, BadSampleError, Draw, GroundingDataset, Limits, Source, load_odvg, prompts
 from groundingdino.data.augmentation import augment
-from groundingdino.data.batch import collate
+from groundingdino.data.batch import collate, collate_images
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
 TOKENIZER = text.CaptionTokenizer()
@@ -236,8 +236,6 @@ class TestSamples:
         assert sample.boxes.tolist() == [[30, 0, 60, 20], [0, 20, 30, 40]]
 
     def test_images_are_padded_with_zero_after_normalising(self):
-        from groundingdino.data.batch import collate_images
-
         small, large = torch.full((3, 4, 6), 200, dtype=torch.uint8), torch.full((3, 5, 3), 10, dtype=torch.uint8)
         images = collate_images([small, large])
         assert images.pixels.shape == (2, 3, 5, 6) and images.sizes == ((4, 6), (5, 3))
