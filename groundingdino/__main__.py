@@ -66,7 +66,7 @@ class Predict:
     scale: tuple[int, int] | None = None
     """short and long side in pixels that images must fit into; default is the checkpoint's, mostly 800 1333"""
     save: Path | None = None
-    """the picture with boxes; for several images a folder"""
+    """the picture with boxes, a small one enlarged; for several images a folder"""
     json: Path | None = None
     """file for the JSON lines"""
 
@@ -151,7 +151,7 @@ def run_predict(command: Predict) -> int:
     from tqdm import tqdm
 
     prompt, paths = prompt_of(command), image_paths(command.images)
-    from groundingdino.drawing import draw_detections
+    from groundingdino.drawing import comfortable_factor, draw_detections
     from groundingdino.predictor import Limits, load_model
     from groundingdino.results import to_json
 
@@ -171,7 +171,7 @@ def run_predict(command: Predict) -> int:
                 continue
             _write_line(lines, {"image": str(path), "detections": to_json(found)})
             if command.save is not None and image is not None:
-                draw_detections(image, found).save(pictures[path])
+                draw_detections(image, found, enlarge=comfortable_factor(image.size)).save(pictures[path])
     finally:
         bar.close()
         if command.json:

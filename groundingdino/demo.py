@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from groundingdino.drawing import draw_detections
+from groundingdino.drawing import comfortable_factor, draw_detections
 from groundingdino.images import image_files
 from groundingdino.predictor import EncodedImage, Limits, Predictor
 from groundingdino.prompts import Categories, Phrases, Prompt, Referring, Spans
@@ -97,14 +97,16 @@ def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
                 raise ValueError("upload an image or pick a sample")
             prompt = prompt_of(mode, text, subject)
             limits = Limits(0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k))
-            found = answer(image.convert("RGB"), prompt, limits)
+            image = image.convert("RGB")
+            found = answer(image, prompt, limits)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         rows = to_json(found)
         with tempfile.NamedTemporaryFile("w", suffix=".json", dir=folder.name, delete=False) as file:
             json.dump(rows, file, indent=1)
         table = [[row["name"], round(row["score"], 3), *(round(x) for x in row["box"])] for row in rows]
-        return draw_detections(image.convert("RGB"), found), table, gr.DownloadButton(value=file.name, interactive=True)
+        picture = draw_detections(image, found, enlarge=comfortable_factor(image.size))
+        return picture, table, gr.DownloadButton(value=file.name, interactive=True)
 
     def show_mode(mode: str) -> tuple[Any, Any, Any, Any]:
         many = mode != "referring"

@@ -18,6 +18,7 @@ Rect = tuple[float, float, float, float]  # left, top, right, bottom
 
 SMALLEST_FONT = 12  # pixels: below this a label cannot be read
 FONT_SHARE = 0.022  # of the longer side
+COMFORTABLE_SIDE = 400  # pixels of the longer side: a smaller picture has little room for labels
 MARGIN = 3  # pixels around a label's text
 PAPER: Color = (255, 255, 255)
 INK: Color = (20, 20, 20)
@@ -33,8 +34,13 @@ def color_of(name: str) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def comfortable_factor(size: tuple[int, int]) -> int:
+    """How many times a picture of this size should be enlarged to have room for labels; 1 for most."""
+    return max(1, -(-COMFORTABLE_SIDE // max(size)))
+
+
 def draw_detections(
-    image: Image.Image, detections: Detections, *, scores: bool = True, color: Color | None = None
+    image: Image.Image, detections: Detections, *, scores: bool = True, color: Color | None = None, enlarge: int = 1
 ) -> Image.Image:
     """A copy of the image with boxes and labels, the best on top.
 
@@ -43,6 +49,7 @@ def draw_detections(
         detections: boxes, names and scores.
         scores: whether labels say the score.
         color: one for all instead of one for each name.
+        enlarge: draw on a picture this many times as large; see `comfortable_factor`.
 
     Returns:
         RGB; higher and, if need be, wider than `image` where a legend was added.
@@ -52,14 +59,17 @@ def draw_detections(
         f"{name} {score:.2f}" if scores else name for name, score in zip(names, detections.scores.tolist(), strict=True)
     ]
     colors = [color or color_of(name) for name in detections.names]
-    return _draw(image, [tuple(box) for box in detections.boxes.tolist()], texts, colors)
+    if enlarge > 1:
+        image = image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.BICUBIC)
+    return _draw(image, [tuple(box) for box in (detections.boxes * enlarge).tolist()], texts, colors)
 
 
 def draw_comparison(image: Image.Image, truth: Detections, found: Detections) -> Image.Image:
-    """Ground truth (left) beside the prediction (right), each under its title."""
-    left = draw_detections(image, truth, scores=False, color=TRUTH_COLOR)
-    right = draw_detections(image, found)
-    font = _font(_font_size(image.size))
+    """Ground truth (left) beside the prediction (right), each under its title; a small image is enlarged."""
+    enlarge = comfortable_factor(image.size)
+    left = draw_detections(image, truth, scores=False, color=TRUTH_COLOR, enlarge=enlarge)
+    right = draw_detections(image, found, enlarge=enlarge)
+    font = _font(_font_size((image.width * enlarge, image.height * enlarge)))
     band = round(font.size * 1.8)
     canvas = Image.new("RGB", (left.width + right.width + band // 2, max(left.height, right.height) + band), PAPER)
     pen = ImageDraw.Draw(canvas)

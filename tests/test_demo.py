@@ -138,7 +138,7 @@ def test_in_a_browser_load_type_click_and_see_boxes(browser, address, predictor,
         shown = np.array(Image.open(response).convert("RGB"))
     found = predictor.predict(photo, categories=["helmet", "flag"], threshold=0.01, top_k=5)
     assert rows == to_json(found)
-    assert np.array_equal(shown, np.array(draw_detections(Image.open(photo).convert("RGB"), found)))
+    assert np.array_equal(shown, np.array(draw_detections(Image.open(photo).convert("RGB"), found, enlarge=2)))
 
     one("[data-testid=referring-radio-label]").click()
     WebDriverWait(browser, SECONDS).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#subject input"))

@@ -91,6 +91,16 @@ def test_boxes_outside_and_no_boxes_are_drawn_without_harm():
     assert pixels_of(picture, color_of("a")).any()
 
 
+def test_a_small_picture_can_be_drawn_larger(labels):
+    assert [drawing.comfortable_factor(size) for size in ((96, 60), (399, 10), (400, 400), (4000, 9))] == [5, 2, 1, 1]
+    image = Image.new("RGB", (96, 60), GRAY)
+    picture = draw_detections(image, detections([[10, 20, 50, 50]], ["the red circle"]), enlarge=5)
+    assert picture.size == (480, 300)
+    colored = pixels_of(picture, color_of("the red circle"))
+    assert colored[105:245, 50].all() and colored[105:245, 250].all() and colored[250, 55:245].all()
+    assert [text for _, text in labels] == ["the red circle 0.90"]
+
+
 def test_a_very_long_name_is_cut(labels):
     picture = draw_detections(Image.new("RGB", (900, 600)), detections([[100, 100, 300, 300]], ["word " * 80]))
     assert picture.width == 900 and labels[0][1].endswith("… 0.90")
@@ -101,7 +111,7 @@ def test_a_comparison_shows_truth_left_and_prediction_right():
     truth = detections([[20, 40, 120, 130]], ["cat"])
     picture = draw_comparison(image, truth, detections([[30, 50, 110, 120]], ["cat"]))
     half = picture.width // 2
-    assert picture.width > 400 and picture.height > 150
+    assert picture.width > 800 and picture.height > 300  # both enlarged
     green, own = pixels_of(picture, drawing.TRUTH_COLOR), pixels_of(picture, color_of("cat"))
     assert green[:, :half].any() and not green[:, half:].any()
     assert own[:, half:].any() and not own[:, :half].any()
