@@ -175,6 +175,16 @@ def test_presets_have_the_released_sizes(preset, millions):
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+@pytest.mark.parametrize("sizes", [[[96, 128]], [[96, 100], [64, 128]]], ids=["one image", "padded batch"])
+def test_the_fused_window_attention_of_inference_equals_the_one_with_gradients(model, sizes):
+    pixels = torch.randn(len(sizes), 3, 96, 128)
+    with_gradients = model.backbone(pixels)
+    with torch.no_grad():
+        fused = model.backbone(pixels)
+    for ours, theirs in zip(fused, with_gradients, strict=True):
+        assert theirs.requires_grad and largest_difference(ours, theirs) < TOLERANCE
+
+
 def textbook_fusion(fusion: Fusion, image: Tensor, text: Tensor, image_valid: Tensor, text_valid: Tensor):
     """The form that papers write: project everything into the fusion width, attend both ways, project back."""
     image, text = fusion.image_norm(image), fusion.text_norm(text)

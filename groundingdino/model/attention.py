@@ -111,8 +111,8 @@ class DeformableAttention(nn.Module):
         Args:
             query: (B, Q, D), position included.
             value: (B, S, D) image tokens.
-            centers: (B, Q, L, 2) reference point in each level's padded map, (x, y) in [0, 1].
-            offset_scale: broadcastable to (B, Q, L, 2): what an offset of 1 is worth in those units.
+            centers: broadcastable to (B, Q, L, P, 2): reference point in each level's padded map, (x, y) in [0, 1].
+            offset_scale: likewise: what an offset of 1 is worth in those units.
             shapes: (height, width) of each level, on the host.
             valid: (B, S) bool, True = real, or None where nothing is padded.
 
@@ -125,7 +125,7 @@ class DeformableAttention(nn.Module):
             value = value.masked_fill(~valid[..., None], 0.0)
         # Locations stay float32 under autocast: bfloat16 would round them to a third of a pixel.
         offsets = self.sampling_offsets(query).float().unflatten(-1, (*split, 2))  # (B, Q, M, L, P, 2)
-        locations = torch.addcmul(centers[:, :, None, :, None], offsets, offset_scale[:, :, None, :, None])
+        locations = torch.addcmul(centers[:, :, None], offsets, offset_scale[:, :, None])
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1, dtype=torch.float32)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, D / M)
         out = ms_deform_attn(value, shapes, locations, weights.unflatten(-1, split[1:]))

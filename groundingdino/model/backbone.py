@@ -8,6 +8,7 @@ Axes: B images, H/W of the map, N tokens of a window, C channels, M heads.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
@@ -44,6 +45,26 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
     return (region[:, None, :] != region[:, :, None]) * MASKED
 
 
+@dataclass(frozen=True)
+class WindowOrder:
+    """Where tokens go: padding, roll and partition as one gather of rows, and back as another."""
+
+    token: Tensor  # (windows * N,) index of the token in a window's position; H * W in the padding
+    place: Tensor  # (H * W,) position of each token among the windows
+
+
+def window_order(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowOrder:
+    """The order for one map, done once on indices instead of in every block on features."""
+    size = (window, window)
+    tokens = torch.arange(height * width, device=device).view(height, width)
+    tokens = F.pad(tokens, (0, -width % window, 0, -height % window), value=height * width)
+    rolled = torch.roll(tokens, (-shift, -shift), dims=(0, 1))
+    token = window_partition(rolled[None, :, :, None], size).flatten()
+    places = window_reverse(torch.arange(tokens.numel(), device=device).view(-1, *size, 1), size, *tokens.shape)
+    place = torch.roll(places[0, :, :, 0], (shift, shift), dims=(0, 1))[:height, :width].flatten()
+    return WindowOrder(token, place)
+
+
 class WindowAttention(nn.Module):
     """Self-attention inside windows, with a learned bias for each relative position."""
 
@@ -55,24 +76,30 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor, shift: int, bias: Tensor) -> Tensor:
-        """x (B, H, W, C) normalised; bias (M, N, N), in a shifted block (windows, M, N, N). Returns (B, H, W, C)."""
-        height, width = x.shape[1:3]
-        window = (self.window, self.window)
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
-        padded_height, padded_width = x.shape[1:3]
-        if shift:
-            x = torch.roll(x, (-shift, -shift), dims=(1, 2))
-        windows = window_partition(x, window).flatten(1, 2)  # (B * windows, N, C)
-        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        q, k, v = qkv.flatten(1, 2).unbind()  # (B * windows * M, N, C / M)
+    def forward(self, x: Tensor, order: WindowOrder, bias: Tensor) -> Tensor:
+        """x (B, H, W, C) normalised; bias (M, N, N), in a shifted block (windows, M, N, N). Returns (B, H, W, C).
+
+        Only real tokens are projected; the row of zeros that is appended to them stands for every padded position.
+        """
+        rows = self.qkv(F.pad(x.flatten(1, 2), (0, 0, 0, 1)))  # (B, H W + 1, 3 C)
+        qkv = rows.index_select(1, order.token).view(
+            -1, self.window**2, 3, self.num_heads, x.shape[-1] // self.num_heads
+        )
+        out = self.attend(qkv.permute(2, 0, 3, 1, 4), bias)  # (B * windows, N, M, C / M)
+        out = out.reshape(len(x), -1, x.shape[-1]).index_select(1, order.place)  # (B, H W, C)
+        return self.proj(out).view(x.shape)
+
+    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """qkv (3, B * windows, M, N, C / M) -> (B * windows, N, M, C / M)."""
+        if not bias.requires_grad:
+            windows = qkv.shape[1]
+            mask = bias[None] if bias.dim() == 3 else bias.expand(windows // len(bias), *bias.shape).flatten(0, 1)
+            return F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=mask).transpose(1, 2)
+        # No fused kernel has a gradient for the bias; two batched products then cost less than torch's own fallback.
+        q, k, v = qkv.contiguous().flatten(1, 2).unbind()  # (B * windows * M, N, C / M)
         scores = torch.bmm(q * q.shape[-1] ** -0.5, k.mT).view(-1, *bias.shape) + bias
         out = torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v)
-        out = out.unflatten(0, (-1, self.num_heads)).transpose(1, 2).flatten(2)  # (B * windows, N, C)
-        out = window_reverse(self.proj(out).unflatten(1, window), window, padded_height, padded_width)
-        if shift:
-            out = torch.roll(out, (shift, shift), dims=(1, 2))
-        return out[:, :height, :width]
+        return out.unflatten(0, (-1, self.num_heads)).transpose(1, 2)
 
 
 class SwinBlock(nn.Module):
@@ -86,18 +113,19 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, 4 * channels)
 
-    def forward(self, x: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, order: WindowOrder, bias: Tensor, keep: Tensor | None) -> Tensor:
         """One block.
 
         Args:
             x: (B, H, W, C).
+            order: `window_order` of the map and the block's shift.
             bias: what `WindowAttention` adds to its scores.
             keep: (2, B, 1, 1, 1) weights of the two branches, see `drop_path_weights`; None for 1.
 
         Returns:
             (B, H, W, C).
         """
-        attended = self.attn(self.norm1(x), self.shift, bias)
+        attended = self.attn(self.norm1(x), order, bias)
         x = x + attended if keep is None else torch.addcmul(x, attended, keep[0])
         widened = self.mlp(self.norm2(x))
         return x + widened if keep is None else torch.addcmul(x, widened, keep[1])
@@ -117,14 +145,23 @@ class SwinStage(nn.Module):
         tables = torch.stack([block.attn.relative_position_bias_table for block in self.blocks], dim=-1)
         index = _relative_position_index(self.window, tables.device)
         tokens = self.window**2
-        return tables.index_select(0, index).view(tokens, tokens, *tables.shape[1:]).permute(3, 2, 0, 1).unbind()
+        return (
+            tables.index_select(0, index)
+            .view(tokens, tokens, *tables.shape[1:])
+            .permute(3, 2, 0, 1)
+            .contiguous()
+            .unbind()
+        )
 
     def forward(self, x: Tensor, keep: Sequence[Tensor | None], recompute: bool) -> Tensor:
         """x (B, H, W, C), `keep` one a block -> x's shape, before merging."""
         height, width = (-(-size // self.window) * self.window for size in x.shape[1:3])
         mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)[:, None]
+        orders = {
+            shift: window_order(*x.shape[1:3], self.window, shift, x.device) for shift in {b.shift for b in self.blocks}
+        }
         for block, bias, weights in zip(self.blocks, self.position_biases(), keep, strict=True):
-            inputs = (x, bias + mask if block.shift else bias, weights)
+            inputs = (x, orders[block.shift], bias + mask if block.shift else bias, weights)
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return x
 

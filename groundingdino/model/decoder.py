@@ -41,9 +41,9 @@ class DecoderLayer(nn.Module):
         query = self.self_attention_norm(query + self.self_attention(placed, placed, query, self_bias))
         read = self.text_attention(query + position, text_memory, text_memory, text_bias)
         query = self.text_attention_norm(query + read)
-        offset_scale = reference[..., 2:] * (0.5 / self.num_points)
+        centers, offset_scale = reference[:, :, :, None].split(2, dim=-1)
         looked = self.image_attention(
-            query + position, memory, reference[..., :2], offset_scale, image.shapes, image.valid
+            query + position, memory, centers, offset_scale * (0.5 / self.num_points), image.shapes, image.valid
         )
         query = self.image_attention_norm(query + looked)
         return self.ffn_norm(query + self.ffn(query))

@@ -69,7 +69,7 @@ class ImageLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.width)
 
     def forward(self, memory: Tensor, image: ImageTokens, centers: Tensor, offset_scale: Tensor) -> Tensor:
-        """memory (B, S, D), centers (B, S, L, 2), offset_scale (1, 1, L, 2)."""
+        """memory (B, S, D), centers (B, S, L, P, 2), offset_scale (1, 1, L, P, 2)."""
         query = memory + image.position
         looked = self.attention(query, memory, centers, offset_scale, image.shapes, image.valid)
         memory = self.attention_norm(memory + looked)
@@ -102,13 +102,16 @@ class FeatureEnhancer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.recompute = False
+        self.num_points = config.num_points
         self.layers = nn.ModuleList(EnhancerLayer(config) for _ in range(config.enhancer_layers))
 
     def forward(self, image: ImageTokens, text_tokens: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
         """Returns memory (B, S, D) and text_memory (B, T, D)."""
         memory, text_memory = image.tokens, text_tokens
-        centers = image.grid[:, :, None] * image.valid_ratios[:, None]  # (B, S, L, 2) in each padded map
-        offset_scale = (1 / image.level_sizes)[None, None]
+        # Repeated for the points here: to broadcast over the last axis of two costs every layer four times as much.
+        centers = (image.grid[:, :, None] * image.valid_ratios[:, None])[:, :, :, None]  # in each padded map
+        centers = centers.expand(-1, -1, -1, self.num_points, -1).contiguous()  # (B, S, L, P, 2)
+        offset_scale = (1 / image.level_sizes)[None, None, :, None].expand(-1, -1, -1, self.num_points, -1).contiguous()
         text_position = text_position_encoding(text.position_ids, text_tokens.shape[-1]).to(text_tokens.dtype)
         text_bias = attention_bias(text.attends[:, None], text_tokens.dtype)
         for layer in self.layers:
