@@ -51,7 +51,7 @@ SUMMARY_FILE = "synthetic.json"
 class SyntheticConfig:
     """What to render. Splits never share a scene."""
 
-    train_scenes: int = 8000
+    train_scenes: int = 4000
     heldout_scenes: int = 200  # each of val, testA and testB
     expressions_per_scene: int = 3  # at most; fewer where a scene does not offer so many
     image_size: int = 96  # pixels, square

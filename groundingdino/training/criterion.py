@@ -50,7 +50,14 @@ def box_losses(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[list[Ten
 
 
 class Criterion(nn.Module):
-    """DetectorOutput and Targets -> weighted loss terms under mmdet's names."""
+    """DetectorOutput and Targets -> weighted loss terms under mmdet's names.
+
+    `class_weight` is the weight of every classification term; the default is mmdet's.
+    """
+
+    def __init__(self, class_weight: float = WEIGHTS["loss_cls"]) -> None:
+        super().__init__()
+        self.weights = {**WEIGHTS, "loss_cls": class_weight}
 
     def normalizers(self, batches: Sequence[Targets], queries: int, groups: Sequence[int]) -> Tensor:
         """(3,) matched objects, shown objects (each at least 1 in all), and whether any was shown, 1 or 0.
@@ -91,7 +98,7 @@ class Criterion(nn.Module):
             ([*prefixes, "enc_"], focal[0], l1[0], giou[0], normalizers[0]),
             ([f"{prefix}dn_" for prefix in prefixes], focal[1], l1[1], giou[1], normalizers[1]),
         ):
-            for (kind, weight), values in zip(WEIGHTS.items(), sums_by_kind, strict=True):
+            for (kind, weight), values in zip(self.weights.items(), sums_by_kind, strict=True):
                 terms = (values * (weight / count)).unbind()
                 losses |= {f"{name}{kind}": term for name, term in zip(names, terms, strict=True)}
         return losses

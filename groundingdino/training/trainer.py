@@ -80,7 +80,7 @@ class Trainer:
         resume = distributed.broadcast_object(files.find_resume(config.resume, config.run))
         saved = None if resume is None else checkpoint.load_state(resume)
         files.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
-        self.learner = Learner(self._model(saved), Criterion(), config, world.device)
+        self.learner = Learner(self._model(saved), Criterion(config.class_weight), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
         self.assessor = Assessor(config)
         self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
