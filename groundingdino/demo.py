@@ -27,6 +27,7 @@ HINTS = {
 }
 MODES = tuple(HINTS)
 TITLE = "Grounding DINO"
+CACHE = (3600, 86400)  # seconds: how often uploads and pictures are looked through, how old they may get
 COLUMNS = ["name", "score", "left", "top", "right", "bottom"]
 
 
@@ -119,7 +120,7 @@ def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
 
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"])
-    with gr.Blocks(title=TITLE, theme=theme, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, theme=theme, analytics_enabled=False, delete_cache=CACHE) as page:
         page.files = folder  # lives as long as the page
         gr.Markdown(f"# {TITLE}\n`{predictor.model.config.name}` on `{predictor.device}`")
         with gr.Row():
