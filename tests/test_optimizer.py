@@ -76,7 +76,7 @@ def test_groups_hold_every_parameter_once_with_its_rate_and_decay() -> None:
 
 def test_a_multiplier_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="'backbon_e' is part of no parameter's name"):
-        optim.build_optimizer(Toy(), OptimizerConfig(lr_multipliers={"backbon_e": 0.1}), lr=1e-3)
+        optim.build_optimizer(Toy(), OptimizerConfig(lr_multipliers=(("backbon_e", 0.1),)), lr=1e-3)
 
 
 def test_frozen_parts_get_no_update_and_stay_in_evaluation_mode() -> None:

@@ -48,7 +48,7 @@ def small_config(data: Path, run: Path, **changes: Any) -> TrainConfig:
     """Two epochs of 8 steps with 2 images; drop path, dropout, denoising and augmentation are all random."""
     sources = DataConfig(
         root=data,
-        evaluation={"val": "mdetr_annotations/finetune_refcoco_val.json"},
+        evaluation=(("val", "mdetr_annotations/finetune_refcoco_val.json"),),
         batch_size=2,
         workers=0,
         train_sides=(48, 56, 64),

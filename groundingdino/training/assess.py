@@ -42,7 +42,7 @@ class Assessor:
             scale=(data.evaluation_side, data.evaluation_long_side),
             workers=data.workers,
         )
-        self._splits = {split: load_expressions(data.root / file) for split, file in data.evaluation.items()}
+        self._splits = {split: load_expressions(data.root / file) for split, file in data.evaluation}
 
     def assess(self, model: GroundingDINO) -> Assessment:
         """Ask every expression of every split once, shared among the processes."""

@@ -59,12 +59,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
     """
     groups: dict[float, list[nn.Parameter]] = {}
     names = [name for name, _ in model.named_parameters()]
-    for key in config.lr_multipliers:
+    multipliers = dict(config.lr_multipliers)
+    for key in multipliers:
         if not any(key in name for name in names):
             raise ValueError(f"learning-rate multiplier {key!r} is part of no parameter's name, such as {names[0]!r}")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(lr_multiplier(name, config.lr_multipliers), []).append(parameter)
+            groups.setdefault(lr_multiplier(name, multipliers), []).append(parameter)
     if not groups:
         raise ValueError("nothing to train: every parameter is frozen")
     device = next(model.parameters()).device

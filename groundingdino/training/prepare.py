@@ -115,7 +115,7 @@ def missing_data(data: DataConfig) -> str | None:
     """One line about what of the data is not there, where it was looked for and how to get it; None where all is."""
     folders = {data.root / folder for folder in (*data.images, data.evaluation_images)}
     annotations = {data.root / file for file in (*data.train, *filter(None, data.label_maps))}
-    annotations |= {data.root / file for file in data.evaluation.values()}
+    annotations |= {data.root / file for _, file in data.evaluation}
     missing = sorted(str(path) for path in folders | annotations if not path.exists())
     if not missing:
         return None

@@ -48,7 +48,8 @@ def shuffle_captions(source: Path, target: Path) -> None:
 
 def report(config: TrainConfig, world: World, result: FitResult, say: Say) -> dict[str, float]:
     """Precision@1 of the best checkpoint on held-out scenes, with the right and with shuffled sentences; says both."""
-    evaluation = {"held-out": f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", "shuffled": SHUFFLED}
+    right = f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json"
+    evaluation = (("held-out", right), ("shuffled", SHUFFLED))
     asked = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation=evaluation))
     model = checkpoint.load_detector(result.files["best"], world.device)
     figures = Assessor(asked).assess(model).figures
