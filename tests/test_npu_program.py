@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,7 +23,7 @@ from test_precision import float32_batch
 from training_runs import losses, scenes, small_config
 
 from groundingdino import devices, load_model
-from groundingdino.config import ModelConfig
+from groundingdino.config import ModelConfig, OptimizerConfig, TrainConfig
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.model.denoising import draw_noise
 from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
@@ -60,27 +61,32 @@ def data(tmp_path_factory) -> Path:
     return scenes(tmp_path_factory.mktemp("data"))
 
 
+def four_steps(data: Path, run: Path, **changes: Any) -> TrainConfig:
+    """An epoch of four steps with four images on the NPU, and an evaluation."""
+    config = small_config(data, run, **{"device": "npu", "epochs": 1, "pictures": 0, **changes})
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=4))
+
+
 @pytest.fixture(scope="module", params=["auto", "composite"])
-def cpu_and_npu(request, data, tmp_path_factory) -> Iterator[dict[str, Path]]:
-    """The same training run on either device, without dropout: the run folders. With the composite all arithmetic is
-    the same; with the operators it is float32 against double, so the weights must not amplify that: a small rate."""
+def cpu_and_npu(request, data, tmp_path_factory) -> dict[str, Path]:
+    """The same training run on either device, without dropout: the run folders. At this rate training does not yet
+    amplify that sums are taken in other orders."""
     runs = {}
-    rate = {"auto": 1e-4, "composite": 1e-4}[request.param]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDINGDINO_MSDA", request.param)
         patch.setattr("groundingdino.model.detector.draw_noise", same_draws)
         patch.setattr("groundingdino.training.trainer.initial_model", lambda config, say: jittered(config.model))
         for device in ("cpu", "npu"):
             runs[device] = tmp_path_factory.mktemp(device)
-            config = small_config(data, runs[device], device=device, model=NO_DROPOUT, epochs=1)
-            fit(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=rate)))
-        yield runs
+            optimizer = OptimizerConfig(lr=1e-4, scale_lr=False)
+            fit(four_steps(data, runs[device], device=device, model=NO_DROPOUT, optimizer=optimizer))
+    return runs
 
 
 @simulated
 def test_float32_losses_of_every_step_equal_the_cpus(cpu_and_npu):
     on_cpu, on_npu = losses(cpu_and_npu["cpu"]), losses(cpu_and_npu["npu"])
-    assert on_cpu.keys() == on_npu.keys() and len(on_npu) == 8
+    assert on_cpu.keys() == on_npu.keys() and len(on_npu) == 4
     worst = 0.0
     for step, terms in on_cpu.items():
         for name, value in terms.items():
@@ -123,13 +129,17 @@ def stop_after(steps: int) -> Callable:
 @simulated
 def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(data, tmp_path):
     """With dropout, drop path and noise from the device's random generator, in fp16 with its loss scale."""
-    configs = [small_config(data, tmp_path / name, device="npu", epochs=1) for name in ("straight", "broken")]
+    changes = {"device": "npu", "epochs": 1, "pictures": 0, "precision": "fp16"}
+    configs = [small_config(data, tmp_path / name, **changes) for name in ("straight", "broken")]
     fit(configs[0])
     with mock.patch.object(Learner, "step", stop_after(5)), pytest.raises(Stop):
         fit(configs[1])
     fit(dataclasses.replace(configs[1], resume="auto"))
     straight, broken = losses(configs[0].run), losses(configs[1].run)
-    assert {step: broken[step] for step in straight} == straight
+    assert len(straight) == 8 and broken == straight
+    assert any(
+        terms["grad_norm"] is not None for terms in straight.values()
+    )  # the scale has come down: steps are taken
 
 
 @simulated
@@ -137,7 +147,7 @@ def test_checkpointing_recomputes_the_same_dropout_and_gives_the_same_losses(dat
     found = []
     for checkpointing in (False, True):
         run = tmp_path / str(checkpointing)
-        fit(small_config(data, run, device="npu", epochs=1, activation_checkpointing=checkpointing))
+        fit(four_steps(data, run, activation_checkpointing=checkpointing))
         found.append(losses(run))
     assert found[0].keys() == found[1].keys()
     for step, terms in found[0].items():
@@ -146,14 +156,10 @@ def test_checkpointing_recomputes_the_same_dropout_and_gives_the_same_losses(dat
 
 
 @simulated
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_training_is_finite_and_learns(data, tmp_path, precision):
-    fit(small_config(data, tmp_path, device="npu", epochs=1, precision=precision, activation_checkpointing=True))
+def test_bfloat16_training_with_checkpointing_is_finite(data, tmp_path):
+    fit(four_steps(data, tmp_path, precision="bf16", activation_checkpointing=True))
     steps = losses(tmp_path)
-    assert len(steps) == 8
-    names = [name for name in steps[1] if name != "grad_norm"]  # the first steps of fp16 lower the loss scale
-    assert all(math.isfinite(terms[name]) for terms in steps.values() for name in names)
-    assert steps[8]["loss"] < steps[1]["loss"]
+    assert len(steps) == 4 and all(math.isfinite(value) for terms in steps.values() for value in terms.values())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,158 @@
+"""What deformable attention does on this machine: python -m groundingdino.ops.selfcheck [--device npu]
+
+Versions, the path that is used and why, accuracy against the composite in float64 on the CPU, and time a call. The exit
+code is 1 where a result is wrong. The first thing to run on a new card, and what to send with a report.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+from groundingdino import devices, environment
+from groundingdino.ops import cpu, ms_deform_attn, ms_deform_attn_reference, npu
+from groundingdino.ops.ms_deform_attn import requested_backend
+
+# A kernel sums in its own order and, on a card, multiplies approximately; wrong results are off by whole numbers.
+TOLERANCE = 1e-3
+CASES = {  # queries, heads, channels, points, level sizes
+    "detector": (900, 8, 32, 4, ((25, 34), (13, 17), (7, 9), (4, 5))),
+    "one query": (1, 8, 32, 4, ((7, 9), (4, 5))),
+    "12 channels": (40, 8, 12, 4, ((7, 9), (4, 5))),
+    "one point": (40, 8, 32, 1, ((7, 9), (4, 5))),
+    "five levels": (40, 8, 32, 4, ((9, 8), (5, 4), (3, 2), (2, 1), (1, 1))),
+}
+ENCODER = (((100, 167), (50, 84), (25, 42), (13, 21)), 8, 32, 4)  # an 800x1333 image
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def environment_lines(device: torch.device) -> list[str]:
+    """Versions and settings that a report needs."""
+    names = ("ASCEND_HOME_PATH", "TASK_QUEUE_ENABLE", "PYTORCH_NPU_ALLOC_CONF", "GROUNDINGDINO_MSDA", "OMP_NUM_THREADS")
+    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    lines = [
+        f"python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        f"torch {torch.__version__}, torch_npu {_installed('torch_npu')}, groundingdino {_installed('groundingdino')}",
+        f"device {device}"
+        + (f" ({torch.get_device_module(device).get_device_name()})" if device.type != "cpu" else ""),
+        f"environment: {' '.join(variables) or 'nothing set'}",
+    ]
+    if device.type == "npu":
+        get_version = getattr(torch.npu.utils, "get_cann_version", None)
+        lines.append(f"CANN {get_version() if get_version else 'of unknown version'}")
+    elif environment.has_torch_npu():
+        lines.append(f"no NPU: {devices.npu_problem()}")
+    return lines
+
+
+def path_line(device: torch.device) -> str:
+    """Which implementation the detector's sizes get."""
+    if requested_backend() == "composite":
+        return "path: grid_sample, because GROUNDINGDINO_MSDA=composite"
+    if device.type == "npu":
+        problem = npu.binding_problem()
+        return (
+            f"path: grid_sample, because {problem}" if problem else f"path: {torch.ops.groundingdino_aclnn.library()}"
+        )
+    if device.type == "cpu" and cpu.library() is not None:
+        return "path: our CPU kernel"
+    return f"path: grid_sample, there is no kernel for {device.type}" + (" built" if device.type == "cpu" else "")
+
+
+def inputs(queries: int, heads: int, channels: int, points: int, shapes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    """value, locations, weights of one image and a gradient of the output, float32 on the CPU.
+
+    Locations keep off the pixels' centres, where the gradient jumps, and a few lie outside.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in shapes)
+    value = torch.randn(1, tokens, heads, channels, generator=generator)
+    sizes = torch.tensor([(width, height) for height, width in shapes])[:, None]  # (L, 1, 2)
+    place = (1, queries, heads, len(shapes), points, 2)
+    whole = (torch.rand(place, generator=generator) * (sizes + 1)).floor() - 1
+    locations = (whole + 0.5 + 0.1 + 0.8 * torch.rand(place, generator=generator)) / sizes
+    weights = torch.rand(1, queries, heads, len(shapes), points, generator=generator)
+    return [value, locations, weights, torch.randn(1, queries, heads * channels, generator=generator)]
+
+
+def run(function: Callable, shapes: tuple[tuple[int, int], ...], arguments: list[Tensor]) -> list[Tensor]:
+    """Output and the gradients of value, locations and weights."""
+    leaves = [t.detach().requires_grad_() for t in arguments[:3]]
+    output = function(leaves[0], shapes, leaves[1], leaves[2])
+    return [output.detach(), *torch.autograd.grad(output, leaves, arguments[3])]
+
+
+def worst_error(name: str, device: torch.device) -> float:
+    """Largest difference of output and gradients to the composite, relative to each one's largest entry."""
+    *sizes, shapes = CASES[name]
+    arguments = inputs(*sizes, shapes)
+    expected = run(ms_deform_attn_reference, shapes, [t.double() for t in arguments])
+    found = run(ms_deform_attn, shapes, [t.to(device) for t in arguments])
+    pairs = zip(found, expected, strict=True)
+    return max(((a.cpu().double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median time of a call, the device waited for."""
+    times = []
+    for _ in range(repeats + 1):  # the first one warms up
+        devices.synchronize(device)
+        start = time.perf_counter()
+        call()
+        devices.synchronize(device)
+        times.append((time.perf_counter() - start) * 1e3)
+    return sorted(times[1:])[repeats // 2]
+
+
+def timing_lines(device: torch.device, repeats: int) -> list[str]:
+    """Time of the operator and of the composite for the encoder of one 800x1333 image."""
+    shapes, heads, channels, points = ENCODER
+    tokens = sum(height * width for height, width in shapes)
+    arguments = [t.to(device) for t in inputs(tokens, heads, channels, points, shapes)]
+    lines = [f"one encoder layer of an 800x1333 image, {tokens} tokens, float32:"]
+    for name, function in (("operator", ms_deform_attn), ("composite", ms_deform_attn_reference)):
+        with torch.no_grad():
+            forward = milliseconds(lambda f=function: f(arguments[0], shapes, *arguments[1:3]), device, repeats)
+        both = milliseconds(lambda f=function: run(f, shapes, arguments), device, repeats)
+        lines.append(f"  {name:9} forward {forward:9.2f} ms, forward and backward {both:9.2f} ms")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the report; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m groundingdino.ops.selfcheck", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls; 0 leaves the timing out")
+    options = parser.parse_args(arguments)
+    try:
+        device = devices.pick_device(options.device)
+    except ValueError as error:
+        print(f"selfcheck: {error}", file=sys.stderr)
+        return 2
+    devices.configure(device)
+    print("\n".join([*environment_lines(device), path_line(device), "", "error relative to the composite in float64:"]))
+    wrong = 0
+    for name in CASES:
+        error = worst_error(name, device)
+        good = error < TOLERANCE
+        wrong += not good
+        print(f"  {name:12} {error:.1e}  {'ok' if good else 'WRONG'}")
+    if options.repeats > 0:
+        print("\n".join(["", *timing_lines(device, options.repeats)]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
