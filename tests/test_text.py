@@ -17,6 +17,7 @@ from groundingdino.text import (
     positive_map,
     split_by_tokens,
     split_names,
+    sub_sentences,
     tokens_of_spans,
 )
 
@@ -103,6 +104,34 @@ def test_a_batch_row_is_the_caption_alone_when_the_caption_is_finished(tokenizer
         assert torch.equal(batch.attends[row, :length, :length], alone.attends[0])
         assert not batch.attends[row, :length, length:].any()
         assert torch.equal(batch.position_ids[row, :length], alone.position_ids[0])
+
+
+def blocks_by_loop(ids):
+    """The definition, token by token: (attends, positions) of one row."""
+    attends = [[i == j for j in range(len(ids))] for i in range(len(ids))]
+    positions = [0] * len(ids)
+    before = 0
+    for column, token in enumerate(ids):
+        if token not in (101, 102, 1012, 1029):
+            continue
+        if 0 < column < len(ids) - 1:
+            for i in range(before + 1, column + 1):
+                positions[i] = i - before - 1
+                for j in range(before + 1, column + 1):
+                    attends[i][j] = True
+        before = column
+    return attends, positions
+
+
+def test_random_rows_have_the_sub_sentences_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    alphabet = torch.tensor([0, 7, 8, 9, 102, 1012, 1012, 1029])
+    for length in (2, 3, 9, 30):
+        rows = alphabet[torch.randint(len(alphabet), (40, length), generator=generator)]
+        rows[:, 0] = 101
+        attends, positions = sub_sentences(rows)
+        for row, mask, position in zip(rows.tolist(), attends.tolist(), positions.tolist(), strict=True):
+            assert (mask, position) == blocks_by_loop(row)
 
 
 def test_finish_caption_appends_as_mmdet_does():
