@@ -26,7 +26,7 @@ from groundingdino import devices, load_model
 from groundingdino.config import ModelConfig, OptimizerConfig, TrainConfig
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.model.denoising import draw_noise
-from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
+from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference, selfcheck
 from groundingdino.structures import to_device
 from groundingdino.training.learner import Learner
 from groundingdino.training.trainer import fit
@@ -192,11 +192,22 @@ def test_the_runtime_sees_one_copy_to_the_host_in_a_step(learner):
     torch.npu.synchronize()
     before = SIMULATOR.counters()
     learner.step([batch], 1.0)
+    torch.npu.synchronize()  # what is left in the task queue counts too
     after = SIMULATOR.counters()
     counts = {name: after[name] - before[name] for name in after}
     print("counters of one step:", counts)
     assert counts["to_host"] == 1 and counts["data_dependent"] == 0
     assert 500 < counts["kernels"] < 5000
+
+
+@simulated
+def test_the_self_check_passes(learner, capsys, monkeypatch):
+    monkeypatch.delenv("GROUNDINGDINO_MSDA", raising=False)
+    monkeypatch.setattr(selfcheck, "ENCODER", (((4, 5), (2, 3)), 8, 32, 4))
+    assert selfcheck.main(["--device", "npu", "--repeats", "1"]) == 0
+    report = capsys.readouterr().out
+    assert "torch_npu" in report and "device npu:0 (Ascend910B3)" in report and "path: libopapi.so" in report
+    assert report.count("  ok") == len(selfcheck.CASES)
 
 
 # ---- What a card has fused, against what it fuses ------------------------------------------------------------------

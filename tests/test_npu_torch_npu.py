@@ -39,6 +39,18 @@ def device() -> torch.device:
     return chosen
 
 
+def counted() -> dict[str, int]:
+    """Synchronisations until now, without the one made here to let the task queue's copies happen, and all copies."""
+    synchronisations = FAKE.counters()["synchronisations"] - counted.own
+    torch.npu.synchronize()
+    after = FAKE.counters()
+    counted.own += after["synchronisations"] - counted.own - synchronisations
+    return {**after, "synchronisations": synchronisations}
+
+
+counted.own = 0
+
+
 def run(case: Case, device: torch.device, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """Output and three gradients on the CPU, through the public function and autograd."""
     *inputs, grad = (t.to(dtype) for t in case.tensors())
@@ -133,12 +145,12 @@ def test_a_large_model_shape_runs_on_the_second_call_without_waiting_for_the_dev
     value, locations, weights, grad = (t.to(device) for t in case.tensors())
     ms_deform_attn(value, case.shapes, locations, weights)  # copies the level sizes
     torch.npu.synchronize()
-    before = FAKE.counters() if FAKE else None
+    before = counted() if FAKE else None
     output = ms_deform_attn(value, case.shapes, locations, weights)
     flat = [size for shape in case.shapes for size in shape]
     gradients = torch.ops.groundingdino.ms_deform_attn_backward(grad, value, flat, locations, weights)
     if FAKE:
-        assert FAKE.counters() == before  # neither a synchronisation nor a copy
+        assert counted() == before  # neither a synchronisation nor a copy
     assert all(torch.isfinite(t.cpu()).all() for t in (output, *gradients))
 
 
@@ -148,9 +160,9 @@ def test_level_sizes_are_copied_once_and_without_waiting(device):
     case = replace(BASE, shapes=((3, 5), (2, 2)))
     value, locations, weights, _ = (t.to(device) for t in case.tensors())
     torch.npu.synchronize()
-    before = FAKE.counters()
+    before = counted()
     ms_deform_attn(value, case.shapes, locations, weights)
-    after = FAKE.counters()
+    after = counted()
     assert after["to_device"] - before["to_device"] == 2
     assert after["synchronisations"] == before["synchronisations"]
 
@@ -200,16 +212,28 @@ print(devices.pick_device("auto"))
 """
 
 
+NO_CANN = """
+import groundingdino, torch
+from groundingdino import devices
+print(devices.pick_device("auto"), torch.ones(2).sum().item())
+try:
+    devices.pick_device("npu")
+except ValueError as error:
+    print(error)
+"""
+
+
 def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", **variables}
+    env.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE.parent}
     return subprocess.Popen([sys.executable, *arguments], env=env, **options)
 
 
 @pytest.fixture(scope="module")
 def over_the_fake() -> dict[str, tuple[int, str]]:
-    """Exit code and output of this file's `npu` tests in each mode of torch_npu's task queue, and of a run without a
-    card; two at a time, since most of their time is `import torch_npu`."""
+    """Exit code and output of this file's `npu` tests in each mode of torch_npu's task queue, of a run without a card,
+    and of one without CANN; a few at a time, since most of their time is `import torch_npu`."""
     from fake_cann import build
 
     if build.missing_compiler():
@@ -223,6 +247,8 @@ def over_the_fake() -> dict[str, tuple[int, str]]:
     jobs = {f"queue {mode}": (tests, {"TASK_QUEUE_ENABLE": mode}) for mode in "012"}
     jobs["no card"] = (["-c", NO_CARD], {"FAKE_CANN_DEVICES": "0"})
     results: dict[str, tuple[int, str]] = {}
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (build.torch_npu_folder(), HERE.parent)))}
+    jobs["no CANN"] = (["-c", NO_CANN], paths)
     for names in (list(jobs)[:2], list(jobs)[2:]):
         running = {name: start(jobs[name][0], **jobs[name][1]) for name in names}
         for name, process in running.items():
@@ -245,3 +271,11 @@ def test_npu_without_a_card_says_so_and_auto_goes_on_without(over_the_fake):
     assert code == 0, output[-4000:]
     assert "torch_npu and CANN are installed but no card is visible" in output
     assert "cpu" in output.split()
+
+
+@pytest.mark.skipif(WITH_NPU, reason="this process has an NPU")
+def test_the_library_imports_beside_torch_npu_without_cann_and_says_what_is_missing(over_the_fake):
+    code, output = over_the_fake["no CANN"]
+    assert code == 0, output[-4000:]
+    assert "cpu 2.0" in output
+    assert "torch_npu is installed but CANN is not found (libascendcl.so" in output
