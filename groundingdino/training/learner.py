@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from groundingdino import checkpoint, devices, distributed
@@ -13,7 +13,7 @@ from groundingdino.config import TrainConfig
 from groundingdino.data.batch import Batch
 from groundingdino.model import GroundingDINO
 from groundingdino.model.denoising import num_groups
-from groundingdino.structures import to_device
+from groundingdino.structures import Targets, to_device
 from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.ema import MovingAverage
@@ -30,6 +30,11 @@ def group_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
             group = []
     if group:
         yield group
+
+
+def _targets(batch: Batch) -> Targets:
+    assert batch.targets is not None, "a batch of the training loader has targets"
+    return batch.targets
 
 
 class Learner:
@@ -50,11 +55,12 @@ class Learner:
         self.lr = optim.scaled_lr(config.optimizer, self.images_per_step)
         self.optimizer = optim.build_optimizer(model, config.optimizer, self.lr)
         self.scaler = devices.grad_scaler(device, config.precision)
-        step: nn.Module = TrainingStep(model, criterion, config.precision)
+        self.training_step: TrainingStep | DistributedDataParallel = TrainingStep(model, criterion, config.precision)
         if distributed.world_size() > 1:
             # Every parameter takes part in every step (also without any object), so nothing has to be searched for.
-            step = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.training_step = step
+            self.training_step = DistributedDataParallel(
+                self.training_step, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
 
     def step(self, batches: Sequence[Batch], factor: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -86,22 +92,22 @@ class Learner:
         if len(batches) == 1:
             return None
         sizes = self.model.config
-        targets = [to_device(batch.targets, self.device, non_blocking=True) for batch in batches]
+        targets = [to_device(_targets(batch), self.device, non_blocking=True) for batch in batches]
         groups = [num_groups(t.counts, sizes.num_denoising) for t in targets]
         return self.criterion.normalizers(targets, sizes.num_queries, groups)
 
     def _backward(self, batch: Batch, normalizers: Tensor | None, share: float, exchange: bool) -> dict[str, Tensor]:
-        images, text, targets = (
-            to_device(part, self.device, non_blocking=True) for part in (batch.images, batch.text, batch.targets)
-        )
-        several = isinstance(self.training_step, DistributedDataParallel)
-        with self.training_step.no_sync() if several and not exchange else contextlib.nullcontext():
-            terms = self.training_step(images, text, targets, normalizers)
+        parts = (batch.images, batch.text, _targets(batch))
+        images, text, targets = (to_device(part, self.device, non_blocking=True) for part in parts)
+        step = self.training_step
+        unshared = step.no_sync() if isinstance(step, DistributedDataParallel) and not exchange else None
+        with unshared or contextlib.nullcontext():
+            terms = step(images, text, targets, normalizers)
             self.scaler.scale(terms["loss"] * share).backward()
         return {name: value.detach() for name, value in terms.items()}
 
     @contextlib.contextmanager
-    def for_evaluation(self) -> Iterator[nn.Module]:
+    def for_evaluation(self) -> Iterator[GroundingDINO]:
         """The model in evaluation mode, with the averaged weights where they are kept."""
         self.model.eval()
         with self.average.applied() if self.average is not None else contextlib.nullcontext():

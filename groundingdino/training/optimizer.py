@@ -128,6 +128,6 @@ def finite_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, 
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
-        del optimizer.found_inf, optimizer.grad_scale
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
     elif math.isfinite(norm.item()):
         optimizer.step()

@@ -44,10 +44,10 @@ def remove_leftovers(run: Path) -> None:
 
 def random_states(device: torch.device) -> dict[str, Any]:
     """The state of Python's, numpy's, torch's and the device's generators, as plain data and tensors."""
-    kind, keys, *rest = numpy.random.get_state()
+    kind, keys, *rest = numpy.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype("int64")), *rest],
+        "numpy": [kind, torch.from_numpy(numpy.asarray(keys).astype("int64")), *rest],
         "torch": torch.get_rng_state(),
         "device": devices.random_state(device),
     }
