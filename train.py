@@ -8,13 +8,16 @@
 Exit code 2: something that you can mend, in one line. 1: training was stopped by a loss that is not finite.
 """
 
+import os
 import sys
+import time
 
 import tyro
 
 from groundingdino.config import TRAIN_PRESETS, TrainConfig
 
 DEFAULT = "refcoco"
+OTHERS_WAIT = 3.0  # seconds
 HELP = {"refcoco": "fine-tune MM-GDINO-B on RefCOCO", "quickstart": "a small model on rendered scenes, 2 CPU cores"}
 
 
@@ -25,6 +28,15 @@ def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
     presets = {name: (HELP[name], preset()) for name, preset in TRAIN_PRESETS.items()}
     config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="train.py", description=__doc__)
     return arguments[0], config
+
+
+def complain(error: Exception) -> None:
+    """One line on stderr, from one process where all of them fail alike."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(OTHERS_WAIT)  # torchrun ends this process meanwhile if the main one has failed too
+    where = "" if rank == "0" else f"process {rank}: "
+    print(f"train.py: {where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -55,8 +67,7 @@ def main() -> int:
         if preset == "quickstart":
             quickstart.report(config, world, result, say)
     except (ValueError, OSError, NonFiniteLossError) as error:
-        if distributed.is_main() or not isinstance(error, ValueError):
-            print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         return 1 if isinstance(error, NonFiniteLossError) else 2
     except KeyboardInterrupt:
         print("train.py: interrupted; go on with --resume auto", file=sys.stderr)

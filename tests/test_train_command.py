@@ -12,6 +12,13 @@ sys.path.insert(0, str(REPOSITORY))
 from train import parse
 
 
+SMALL = (
+    "--model.text.num-layers 1 --model.text.width 32 --model.text.num-heads 2 --model.text.ffn-width 32 "
+    "--model.backbone.embed-dim 16 --model.backbone.depths 1 1 1 1 --model.backbone.num-heads 1 2 4 8 "
+    "--model.enhancer-layers 1 --model.decoder-layers 1"
+)
+
+
 def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python train.py ARGUMENTS` in the folder `cwd`."""
     command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
@@ -73,18 +80,7 @@ def test_what_a_user_can_mend_is_one_line_without_a_traceback(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
     data = ["--data.root", str(scenes(tmp_path / "data")), "--init", "None", "--data.workers", "0"]
-    small = [
-        "--model.text.num-layers",
-        "1",
-        "--model.enhancer-layers",
-        "1",
-        "--model.backbone.depths",
-        "1",
-        "1",
-        "1",
-        "1",
-    ]
-    found = train(*data, *small, *arguments, cwd=tmp_path)
+    found = train(*data, *SMALL.split(), *arguments, cwd=tmp_path)
     assert found.returncode == 2
     assert message in found.stderr.splitlines()[-1] and "Traceback" not in found.stderr
 
@@ -103,3 +99,27 @@ def test_an_mmdet_checkpoint_is_converted_on_the_fly(golden: Path, tmp_path: Pat
 def test_presets_differ_only_where_they_say_so() -> None:
     fields = {f.name for f in dataclasses.fields(parse([])[1])}
     assert {"model", "data", "optimizer", "schedule", "run"} <= fields
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_any_of_several_processes_is_said_once(golden: Path, tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data")
+    weights = tmp_path / "tiny.pth"
+    weights.write_bytes((golden / "tiny/mmdet_checkpoint.pth").read_bytes())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*launch, str(REPOSITORY / "train.py"), "--device", "cpu", "--data.workers", "0", "--data.root"]
+
+    def errors(*arguments: str) -> list[str]:
+        found = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=180
+        )
+        assert found.returncode != 0
+        return [line for line in found.stderr.splitlines() if line.startswith("train.py: ")]
+
+    (line,) = errors(str(tmp_path / "nowhere"))
+    assert "data not found" in line
+    broken = sorted((data / "train2014").glob("*.jpg"))[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    small = ["--data.train-sides", "64", "--data.crop-probability", "0", "--data.evaluation"]
+    (line,) = errors(str(data), "--init", str(weights), *small)
+    assert broken.name in line
