@@ -11,12 +11,14 @@ four forms, each of which needs more than its noun (another object has the same 
 An expression is kept only if every sensible reading gives the same object: compared coordinates differ by at least
 `MARGIN` pixels, "left of" holds in the half plane as well as in the quadrant around its axis, and no other candidate
 is even in the half plane. Everything is a pure function of the seed.
+
+A held-out caption is one sentence, as in RefCOCO. A training caption may hold several, each with its own box.
 """
 
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,9 +53,10 @@ SUMMARY_FILE = "synthetic.json"
 class SyntheticConfig:
     """What to render. Splits never share a scene."""
 
-    train_scenes: int = 4000
+    train_scenes: int = 8000
     heldout_scenes: int = 200  # each of val, testA and testB
-    expressions_per_scene: int = 3  # at most; fewer where a scene does not offer so many
+    train_sentences: tuple[int, ...] = (1, 4, 6)  # one number is drawn for each scene: sentences in its one caption
+    heldout_sentences: int = 3  # of each scene, at most; every one is a caption of its own
     image_size: int = 96  # pixels, square
     seed: int = 0
 
@@ -103,7 +106,6 @@ class Expression:
     """A sentence that is true of one object of its scene."""
 
     caption: str
-    span: tuple[int, int]  # characters of the noun phrase that names the target
     target: int  # index into `Scene.objects`
     form: str  # a key of FORMS
     candidates: int  # objects that answer to size, color and shape alone
@@ -207,8 +209,8 @@ def _descriptions(scene: Scene) -> dict[Description, list[int]]:
 def _expression(
     form: str, description: Description, members: Sequence[int], target: int, before: str = "", after: str = ""
 ) -> Expression:
-    head = f"the {before} {_phrase(description)}" if before else f"the {_phrase(description)}"
-    return Expression(f"{head} {after}" if after else head, (0, len(head)), target, form, len(members))
+    words = ("the", before, _phrase(description), after)
+    return Expression(" ".join(word for word in words if word), target, form, len(members))
 
 
 def _sorted_along(scene: Scene, members: Sequence[int], axis: int, sign: int) -> list[int] | None:
@@ -298,7 +300,8 @@ def scenes_of_split(config: SyntheticConfig, split: str) -> Iterator[tuple[Scene
     for index in range(config.train_scenes if split == "train" else config.heldout_scenes):
         rng = Random(f"{config.seed}/{split}/{index}")
         scene = make_scene(rng, config.image_size)
-        yield scene, sample_expressions(scene, rng, config.expressions_per_scene)
+        count = rng.choice(config.train_sentences) if split == "train" else config.heldout_sentences
+        yield scene, sample_expressions(scene, rng, count)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -308,15 +311,15 @@ def write_dataset(root: Path, config: SyntheticConfig | None = None) -> dict[str
     """Render a data set in RefCOCO's layout: `root/train2014` and `root/mdetr_annotations/finetune_refcoco_*.json`.
 
     A finished data set of the same config is left as it is. Returns what `root/synthetic.json` records for each split:
-    `scenes`, `expressions`, the number of expressions of each form, and the Precision@1 to expect of guessing: `chance`
-    picks any object of the scene, `noun_chance` any with the shape that the sentence names, `description_chance` any
-    with the shape, color and size that it names (so it ignores places, relations and ordinals).
+    `scenes`, `captions`, `expressions`, the number of expressions of each form, and the Precision@1 to expect of
+    guessing: `chance` picks any object of the scene, `noun_chance` any with the shape that the sentence names,
+    `description_chance` any with the shape, color and size that it names (so it ignores places, relations, ordinals).
     """
     config = config or SyntheticConfig()
     summary_path = root / SUMMARY_FILE
     if summary_path.is_file():
         found = json.loads(summary_path.read_text())
-        if found["config"] == asdict(config):
+        if found["config"] == json.loads(json.dumps(asdict(config))):
             return found["splits"]
         summary_path.unlink()  # from here on the folder is unfinished
     (root / "train2014").mkdir(parents=True, exist_ok=True)
@@ -335,23 +338,25 @@ def _write_split(root: Path, config: SyntheticConfig, split: str, first_id: int)
     images: list[dict] = []
     annotations: list[dict] = []
     forms: Counter[str] = Counter()
-    right: dict[str, float] = dict.fromkeys(
-        ("chance", "noun_chance", "description_chance"), 0.0
-    )  # expected hits of each way of guessing
+    hits = dict.fromkeys(("chance", "noun_chance", "description_chance"), 0.0)  # expected, of each way of guessing
     scenes = 0
     for scene, expressions in scenes_of_split(config, split):
         original_id = first_id + scenes
         scenes += 1
         file_name = f"COCO_train2014_{original_id:012d}.jpg"
         render(scene).save(root / "train2014" / file_name, quality=92)
-        for expression in expressions:
-            image, annotation = _mdetr_entry(len(images), original_id, file_name, scene, expression)
+        # Training asks all at once, which teaches several times as much per picture; the sentences cannot see each
+        # other (`text.sub_sentences`). Evaluation asks one at a time.
+        captions = [expressions] if split == "train" else [[expression] for expression in expressions]
+        for caption in filter(None, captions):
+            image, named = _mdetr_entry(len(images), len(annotations), original_id, file_name, scene, caption)
             images.append(image)
-            annotations.append(annotation)
+            annotations.extend(named)
+        for expression in expressions:
             forms[expression.form] += 1
-            right["chance"] += 1 / len(scene.objects)
-            right["noun_chance"] += 1 / len(_matches((None, None, scene.objects[expression.target].shape), scene))
-            right["description_chance"] += 1 / expression.candidates
+            hits["chance"] += 1 / len(scene.objects)
+            hits["noun_chance"] += 1 / len(_matches((None, None, scene.objects[expression.target].shape), scene))
+            hits["description_chance"] += 1 / expression.candidates
     document = {
         "info": {},
         "licenses": [],
@@ -360,35 +365,43 @@ def _write_split(root: Path, config: SyntheticConfig, split: str, first_id: int)
         "categories": [{"id": 1, "name": "object"}],
     }
     (root / "mdetr_annotations" / f"finetune_refcoco_{split}.json").write_text(json.dumps(document))
-    total = max(len(images), 1)
+    means = {name: round(value / max(forms.total(), 1), 4) for name, value in hits.items()}
     counts = {form: forms[form] for form in FORMS}
-    means = {name: round(hits / total, 4) for name, hits in right.items()}
-    return {"scenes": scenes, "expressions": len(images), **means, **counts}
+    return {"scenes": scenes, "captions": len(images), "expressions": forms.total(), **means, **counts}
 
 
 def _mdetr_entry(
-    index: int, original_id: int, file_name: str, scene: Scene, expression: Expression
-) -> tuple[dict, dict]:
-    left, top, right, bottom = (round(value, 2) for value in scene.objects[expression.target].box())
-    width, height = round(right - left, 2), round(bottom - top, 2)
+    image_id: int, first_id: int, original_id: int, file_name: str, scene: Scene, expressions: Sequence[Expression]
+) -> tuple[dict, list[dict]]:
+    """One caption that holds all expressions, and an annotation for each object that they name."""
+    caption, spans = "", defaultdict(list)
+    for expression in expressions:
+        caption += ". " if caption else ""
+        spans[expression.target].append([len(caption), len(caption) + len(expression.caption)])
+        caption += expression.caption
     image = {
-        "id": index,
+        "id": image_id,
         "file_name": file_name,
         "height": scene.size,
         "width": scene.size,
         "original_id": original_id,
-        "caption": expression.caption,
+        "caption": caption,
         "dataset_name": "refcoco",
-        "tokens_negative": [[0, len(expression.caption)]],
+        "tokens_negative": [[0, len(caption)]],
     }
-    annotation = {
-        "id": index,
-        "image_id": index,
-        "bbox": [left, top, width, height],
-        "area": round(width * height, 2),
-        "iscrowd": 0,
-        "category_id": 1,
-        "original_id": index,
-        "tokens_positive": [list(expression.span)],
-    }
-    return image, annotation
+    annotations: list[dict] = []
+    for target, positive in spans.items():
+        left, top, right, bottom = (round(value, 2) for value in scene.objects[target].box())
+        width, height = round(right - left, 2), round(bottom - top, 2)
+        annotation = {
+            "id": first_id + len(annotations),
+            "image_id": image_id,
+            "bbox": [left, top, width, height],
+            "area": round(width * height, 2),
+            "iscrowd": 0,
+            "category_id": 1,
+            "original_id": first_id + len(annotations),
+            "tokens_positive": positive,
+        }
+        annotations.append(annotation)
+    return image, annotations
