@@ -90,6 +90,8 @@ def test_a_run_leaves_everything_that_is_promised(data: Path, tmp_path: Path) ->
     assert rows[-1]["evaluation"] == result.figures
 
     model = checkpoint.load_detector(result.files["best"])  # a plain detector, with the averaged weights
+    scale = [config.data.evaluation_side, config.data.evaluation_long_side]
+    assert json.loads(checkpoint.read_metadata(result.files["best"])[checkpoint.SCALE_KEY]) == scale
     assert Assessor(config).assess(model).figures == result.figures
 
 
