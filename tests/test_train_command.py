@@ -11,7 +11,6 @@ from training_runs import REPOSITORY, environment, scenes
 sys.path.insert(0, str(REPOSITORY))
 from train import parse
 
-
 SMALL = (
     "--model.text.num-layers 1 --model.text.width 32 --model.text.num-heads 2 --model.text.ffn-width 32 "
     "--model.backbone.embed-dim 16 --model.backbone.depths 1 1 1 1 --model.backbone.num-heads 1 2 4 8 "

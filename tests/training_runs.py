@@ -39,8 +39,11 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def scenes(root: Path) -> Path:
-    """A rendered data set of 12 scenes."""
-    write_dataset(root, SyntheticConfig(train_scenes=8, heldout_scenes=2, expressions_per_scene=2, image_size=64))
+    """A rendered data set: 16 captions of one or two objects to train on, 2 scenes in each other split."""
+    write_dataset(
+        root,
+        SyntheticConfig(train_scenes=16, heldout_scenes=2, train_sentences=(1, 2), heldout_sentences=2, image_size=64),
+    )
     return root
 
 

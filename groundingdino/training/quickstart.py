@@ -22,12 +22,10 @@ def make_data(config: TrainConfig, say: Say) -> None:
     """Render the scenes below `config.data.root` unless they are there; in the main process, the others wait."""
     root = config.data.root
     if distributed.is_main():
-        new = not (root / SUMMARY_FILE).is_file()
-        if new:
+        if not (root / SUMMARY_FILE).is_file():
             say(f"rendering scenes with referring expressions into {root}")
         write_dataset(root)
-        if new or not (root / SHUFFLED).is_file():
-            shuffle_captions(root / f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", root / SHUFFLED)
+        shuffle_captions(root / f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", root / SHUFFLED)
     distributed.barrier()
 
 

@@ -168,7 +168,7 @@ class Trainer:
         position.unevaluated = due and bool(config.data.evaluation)
         self._save()
         if position.problems:
-            self.say(f"{position.problems} bad samples so far on this process, left out or mended")
+            self.say(f"bad samples left out or mended so far on this process: {position.problems}")
 
     def _note_problems(self, problems: list[str]) -> None:
         for problem in problems:
