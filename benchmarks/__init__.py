@@ -1,1 +1,1 @@
-"""What the README's performance tables are made of; run as `python -m benchmarks.NAME`."""
+"""What the README's performance tables are made of; run as `python -m benchmarks NAME`."""

@@ -1,6 +1,6 @@
 """Images per second of one core, opening a large annotation file, and what a loader worker costs in memory.
 
-python -m benchmarks.data_loading [--image PHOTO.jpg] [--entries 1000000]
+python -m benchmarks data [--image PHOTO.jpg] [--entries 1000000]
 """
 
 import json
@@ -17,10 +17,12 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.race import row
 from groundingdino.data import Augmentation, Source, TrainLoader, build_train_loader, load_odvg, transforms
 from groundingdino.data.augmentation import augment
 from groundingdino.data.batch import collate_images
 
+IMAGES_PER_SECOND, OPEN_SECONDS, WORKER_MB = 60, 10, 50  # targets
 SIZE = (640, 480)  # COCO's most frequent
 CAPTION = "a man in a red shirt holding a cup next to a table"
 
@@ -83,13 +85,16 @@ def speed(path: Path, batches: TrainLoader, images: int) -> list[str]:
         next(iterator)
     whole = 1000 * (time.process_time() - begin) / (images // 2 * 2)
     rest = whole - decode - resize - normalise
-    parts = (
-        f"decode {decode:.1f} ms, resize and crop {resize:.1f}, normalise and pad {normalise:.1f}, the rest {rest:.1f}"
-    )
-    kilobytes = path.stat().st_size // 1024
+    parts = f"decode {decode:.1f}, resize and crop {resize:.1f}, normalise and pad {normalise:.1f}, the rest {rest:.1f}"
+    kilobytes, per_second = path.stat().st_size // 1024, 1000 / whole
     return [
-        f"{1000 / whole:.0f} training images a second and core, {whole:.1f} ms each (640x480 JPEG of {kilobytes} KB)",
-        f"  {parts}",
+        row(
+            "training images a second and core",
+            f"{per_second:.0f}",
+            str(IMAGES_PER_SECOND),
+            per_second >= IMAGES_PER_SECOND,
+        ),
+        row(f"milliseconds each (640x480 JPEG of {kilobytes} KB)", f"{whole:.1f}: {parts}"),
     ]
 
 
@@ -125,13 +130,17 @@ def main(image: Path | None = None, entries: int = 1_000_000, images: int = 100)
         path = photograph(folder, image)
         few, many = write_annotations(folder, 1000), write_annotations(folder, entries)
         batches = build_train_loader([Source(load_odvg(few), folder)], 2)
+        print("\n| processor time, one thread | measured | target | |\n|---|---|---|---|")
         print("\n".join(speed(path, batches, images)))
         begin = time.perf_counter()
         load_odvg(many)
-        print(f"{entries:,} entries ({many.stat().st_size / 1e6:.0f} MB) open in {time.perf_counter() - begin:.1f} s")
+        seconds = time.perf_counter() - begin
+        name = f"open {entries:,} entries ({many.stat().st_size / 1e6:.0f} MB)"
+        print(row(name, f"{seconds:.1f} s", f"{OPEN_SECONDS} s", seconds < OPEN_SECONDS))
         if Path("/proc/self/smaps_rollup").exists():
             base, full = worker_megabytes(few, folder), worker_megabytes(many, folder)
-            print(f"a worker adds {full:.0f} MB of its own ({base:.0f} MB with 1,000 entries), and the images it loads")
+            print(row("memory that a further worker adds", f"{full:.0f} MB", f"{WORKER_MB} MB", full < WORKER_MB))
+            print(row("the same with 1,000 entries", f"{base:.0f} MB"))
 
 
 if __name__ == "__main__":

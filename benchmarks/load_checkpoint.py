@@ -1,37 +1,58 @@
 """Time and peak memory of loading a checkpoint of ours, in a fresh process.
 
-python benchmarks/load_checkpoint.py MODEL.safetensors
+python -m benchmarks load [--path MODEL.safetensors] [--size swin_b]
 """
 
-import resource
+import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import tyro
 
+from benchmarks import workload
+from benchmarks.race import ROOT, row
+
+SECONDS, TIMES_ITS_SIZE = 3.0, 1.2
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from benchmarks.worker import peak_mib, reset_peak
 from groundingdino.checkpoint import load_detector
-from groundingdino.model import build_detector  # noqa: F401  (timm's import is not part of what is measured)
+from groundingdino.model import build_detector  # timm's import is not part of what is measured
+reset_peak()
+before, started = peak_mib(), time.perf_counter()
+model = load_detector(sys.argv[1])
+print(time.perf_counter() - started, peak_mib() - before, sum(p.numel() for p in model.parameters()))
+"""
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def measure(path: Path) -> tuple[float, float, int]:
+    """Seconds, MiB that were added, parameters."""
+    command = [sys.executable, "-c", SCRIPT, str(path)]
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    seconds, added, parameters = output.split()
+    return float(seconds), float(added), int(parameters)
 
 
-def main(path: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Load it once and print seconds, and memory as a multiple of the file's size."""
-    before, started = peak_bytes(), time.perf_counter()
-    model = load_detector(path)
-    seconds, size = time.perf_counter() - started, path.stat().st_size
-    added = peak_bytes() - before
-    count = sum(p.numel() for p in model.parameters())
-    print(
-        f"{count:,} parameters, file {size / 1e6:,.0f} MB: loaded in {seconds:.2f} s, {added / 1e6:,.0f} MB of memory "
-        f"({added / size:.2f} x the file; the process with torch alone: {before / 1e6:,.0f} MB)"
-    )
+def main(path: Path | None = None, size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b") -> None:
+    """Load it and print seconds, and memory as a multiple of the file's size.
+
+    Args:
+        path: a checkpoint of ours; default is a random one.
+        size: of the random one.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        if path is None:
+            path = Path(name) / "ours.safetensors"
+            workload.write_models(Path(name), size, with_transformers=False)
+        seconds, added, parameters = measure(path.resolve())
+        mib = path.stat().st_size / 2**20
+    print(f"\n{parameters:,} parameters, a file of {mib:,.0f} MiB\n\n| | measured | target | |\n|---|---|---|---|")
+    print(row("load_detector", f"{seconds:.2f} s", f"{SECONDS:.0f} s", seconds < SECONDS))
+    times = added / mib
+    print(row("memory added, of the file's size", f"{times:.2f}", f"{TIMES_ITS_SIZE}", times <= TIMES_ITS_SIZE))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A full-size MM-Grounding-DINO checkpoint with random weights, in mmdet's format and naming.
 
-    python benchmarks/random_checkpoint.py swin_b /tmp/random_swin_b_mmdet.pth
+    python -m benchmarks random_checkpoint swin_b random_swin_b_mmdet.pth
 
 Released weights cannot always be had; this file is as large, has the same names, and exercises the same path.
 """
@@ -13,9 +13,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from groundingdino.config import MODEL_PRESETS
+from groundingdino.config import MODEL_PRESETS, ModelConfig
 from groundingdino.conversion import mmdet
-from groundingdino.model import build_detector
+from groundingdino.model import GroundingDINO, build_detector
 
 
 def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -27,16 +27,21 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> T
     return 1 + 0.02 * noise if is_scale else 0.02 * noise
 
 
-def random_checkpoint(size: str, path: Path, seed: int = 0) -> int:
-    """Write it; returns the number of parameters. Sampling offsets keep mmcv's fan of directions, heads bias -4.6."""
+def random_model(config: ModelConfig, seed: int = 0) -> GroundingDINO:
+    """A detector with random weights. Sampling offsets keep mmcv's fan of directions, heads bias -4.6."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    config = MODEL_PRESETS[size]()
-    weights = build_detector(config).state_dict()
-    for name, tensor in weights.items():
-        kept = "sampling_offsets.bias" in name or "contrastive_head" in name
-        if not kept:
+    model = build_detector(config).eval()
+    for name, tensor in model.state_dict().items():
+        if "sampling_offsets.bias" not in name and "contrastive_head" not in name:
             tensor.copy_(random_tensor(name, tensor.shape, generator))
+    return model
+
+
+def random_checkpoint(size: str, path: Path, seed: int = 0) -> int:
+    """Write it; returns the number of parameters."""
+    config = MODEL_PRESETS[size]()
+    weights = random_model(config, seed).state_dict()
     state = mmdet.to_mmdet(weights) | mmdet.mmdet_buffers(config)
     torch.save({"meta": {"random": True, "seed": seed}, "state_dict": state}, path)
     return sum(tensor.numel() for tensor in weights.values())

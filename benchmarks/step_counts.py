@@ -1,6 +1,6 @@
 """Operators and host reads of one training step: what an accelerator would have to launch and to wait for.
 
-    python -m benchmarks.step_counts            MM-GDINO-B, 2 images of 320x448, one sentence each
+    python -m benchmarks counts            MM-GDINO-B, 2 images of 320x448, one sentence each
 
 Counts what reaches the dispatcher below autograd in forward, loss and backward. Views launch nothing and are not
 counted; a host read makes the device wait for the host. Needs no device: counts do not depend on it, except that on the

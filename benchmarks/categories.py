@@ -1,0 +1,79 @@
+"""Many category names in one image: 80 against one sentence, and 1,203 against the passes that they need.
+
+python -m benchmarks categories [--size swin_b] [--height 800] [--width 1333] [--rounds 3] [--threads 2]
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks import workload
+from benchmarks.race import alternate, gib, heading, row, workers
+
+COCO = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
+    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
+    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, "
+    "mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
+    "teddy bear, hair drier, toothbrush"
+).split(", ")
+MANY = 1203  # as LVIS has
+
+
+def many_names() -> list[str]:
+    """As many names as LVIS has, of about as many tokens each."""
+    colors = ("", "red ", "green ", "blue ", "black ", "white ", "old ", "small ", "big ", "wooden ", "round ", "flat ",
+              "long ", "wet ", "toy ", "metal ")  # fmt: skip
+    return [color + name for color, name in itertools.product(colors, COCO)][:MANY]
+
+
+def main(
+    size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b",
+    height: int = 800,
+    width: int = 1333,
+    rounds: int = 3,
+    threads: int = 2,
+) -> None:
+    """Measure on the CPU.
+
+    Args:
+        size: of the model.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        rounds: the median is reported; the 1,203 names run once.
+        threads: of torch.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workload.write_models(folder, size, with_transformers=False)
+        inputs = workload.write_inputs(folder / "inputs.safetensors", workload.sentences(1), height, width)
+        with workers(folder, threads, "ours") as (ours,):
+            ours.call("infer", inputs)
+            measured = alternate(
+                rounds,
+                {
+                    "sentence": lambda: ours.call("categories", inputs, names=["the man in the red shirt on the left"]),
+                    "coco": lambda: ours.call("categories", inputs, names=COCO),
+                    "image": lambda: ours.call("image_half", inputs),
+                },
+            )
+            many = ours.call("categories", inputs, names=many_names())
+    sentence, coco, image = (measured[key] for key in ("sentence", "coco", "image"))
+    ratio, pieces = coco.seconds / sentence.seconds, int(many["pieces"])
+    limit = image.seconds + pieces * (coco.seconds - image.seconds)
+    print(heading(f"{size}, one {height}x{width} image, medians of {rounds} rounds", threads))
+    print(row("one sentence", f"{sentence.seconds:.2f} s, {gib(sentence.peak)}"))
+    print(row("image half alone", f"{image.seconds:.2f} s"))
+    print(row("80 COCO names", f"{coco.seconds:.2f} s, {gib(coco.peak)}"))
+    print(row("80 names against the sentence", f"{ratio:.2f}", "1.25", ratio <= 1.25))
+    passes = f"{limit:.1f} s: image half and {pieces} passes"
+    print(row(f"{MANY:,} names", f"{many['seconds']:.1f} s, {gib(many['peak'])}", passes, many["seconds"] <= limit))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

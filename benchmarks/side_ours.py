@@ -1,0 +1,109 @@
+"""groundingdino, used as its commands use it. See `worker`."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from groundingdino import distributed  # before torch: it settles how large tensors get memory
+
+# isort: split
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.matrix_bound import MatrixWork, rate
+from groundingdino.checkpoint import load_detector
+from groundingdino.evaluation.referring import EvaluationOptions, ask
+from groundingdino.predictor import Predictor
+from groundingdino.prompts import Categories
+from groundingdino.structures import ImageBatch, Targets, TextBatch
+from groundingdino.training.criterion import Criterion
+from groundingdino.training.step import TrainingStep
+
+Inputs = dict[str, Tensor]
+
+
+def images_of(inputs: Inputs) -> ImageBatch:
+    """Images without padding."""
+    pixels = inputs["pixels"]
+    size = (pixels.shape[2], pixels.shape[3])
+    return ImageBatch(pixels, torch.ones(len(pixels), *size, dtype=torch.bool), (size,) * len(pixels))
+
+
+def text_of(inputs: Inputs) -> TextBatch:
+    """The captions."""
+    return TextBatch(*(inputs[name] for name in ("token_ids", "position_ids", "attends", "valid")))
+
+
+def targets_of(inputs: Inputs) -> Targets:
+    """One object or more in each image, the same number in all."""
+    boxes, labels = inputs["boxes"], inputs["labels"]
+    batch, count = labels.shape
+    return Targets(boxes, inputs["positive_map"], labels, torch.ones_like(labels, dtype=torch.bool), (count,) * batch)
+
+
+class Side:
+    """The model and what the benchmarks ask of it."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = distributed.init("cpu").device
+        self.model = load_detector(folder / "ours.safetensors")
+        self.predictor = Predictor(self.model)
+        step: nn.Module = TrainingStep(self.model, Criterion(), "fp32")
+        if distributed.world_size() > 1:
+            step = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.step = step
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.model.zero_grad(set_to_none=True)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        distributed.shutdown()
+
+    @torch.inference_mode()
+    def infer(self, inputs: Inputs) -> dict[str, Tensor]:
+        """scores (B, Q) of the best token, boxes (B, Q, 4) cxcywh in [0, 1]."""
+        last = self.model(images_of(inputs), text_of(inputs)).layers[-1]
+        return {"scores": last.logits.amax(-1).sigmoid(), "boxes": last.boxes}
+
+    @torch.inference_mode()
+    def image_half(self, inputs: Inputs) -> dict[str, float]:
+        """What is computed once for all prompts of an image."""
+        self.model.encode_image(images_of(inputs))
+        return {}
+
+    def train(self, inputs: Inputs, checkpointing: bool) -> dict[str, float]:
+        """Forward, loss and backward, denoising queries included."""
+        self.model.train().set_activation_checkpointing(checkpointing)
+        loss = self.step(images_of(inputs), text_of(inputs), targets_of(inputs))["loss"]
+        loss.backward()
+        self.model.eval()
+        return {"loss": float(loss.detach())}
+
+    def sentences(self, inputs: Inputs, captions: list[str], batch_size: int) -> dict[str, Tensor]:
+        """As the evaluator asks: scores (sentences, K) falling, boxes (sentences, K, 4) in pixels."""
+        options = EvaluationOptions(batch_size=batch_size)
+        answers = list(ask(self.model, inputs["photograph"], (1.0, 1.0), captions, options, self.device))
+        boxes, scores = ([torch.from_numpy(answer[part]) for answer in answers] for part in (0, 1))
+        return {"boxes": torch.stack(boxes), "scores": torch.stack(scores)}
+
+    def categories(self, inputs: Inputs, names: list[str]) -> dict[str, float]:
+        """As the predictor is used; the number of captions that the names were split into."""
+        prompt = self.predictor.encode_prompt(Categories(names))
+        self.predictor.predict(inputs["photograph"], prompt)
+        return {"pieces": len(prompt.resolved.pieces)}
+
+    def matrix_work(self, inputs: Inputs, of: str, **arguments: Any) -> dict[str, float]:
+        """Matrix FLOPs of the call `of`, deformable attention excluded; remembers the shapes for `matrix_rate`."""
+        with MatrixWork() as work:
+            getattr(self, of)(inputs, **arguments)
+        self.shapes = work.shapes
+        return {"flops": work.flops}
+
+    def matrix_rate(self) -> dict[str, float]:
+        """FLOPs a second of addmm at the sizes that carry most of the counted work."""
+        started = time.perf_counter()
+        return {"rate": rate(self.shapes), "took": time.perf_counter() - started}

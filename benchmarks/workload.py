@@ -1,0 +1,70 @@
+"""What is measured: random weights of a real size in both formats, images of noise, sentences, targets."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.random_checkpoint import random_model
+from groundingdino import text
+from groundingdino.checkpoint import save_detector
+from groundingdino.config import MODEL_PRESETS
+from groundingdino.converter import convert_file
+from groundingdino.data.batch import collate_images
+
+SENTENCES = (
+    "the man in the red shirt on the left",
+    "second zebra from right",
+    "cup",
+    "woman holding an umbrella",
+    "left most chair that is not occupied",
+    "guy in blue",
+    "the small dog lying in front of the couch",
+    "white bus in the back",
+)
+
+
+def sentences(count: int) -> list[str]:
+    """So many, over and over."""
+    return [SENTENCES[n % len(SENTENCES)] for n in range(count)]
+
+
+def sentence_of(tokens: int) -> str:
+    """A sentence of so many tokens, [CLS], full stop and [SEP] included; at least 4."""
+    return " ".join(["cat"] * (tokens - 3))
+
+
+def write_models(folder: Path, size: str, with_transformers: bool = True) -> None:
+    """The same random weights as `ours.safetensors` and, for transformers, in the folder `theirs`."""
+    save_detector(folder / "ours.safetensors", random_model(MODEL_PRESETS[size]()))
+    if with_transformers:
+        convert_file(folder / "ours.safetensors", folder / "theirs", to="huggingface")
+
+
+def photograph(height: int, width: int) -> Tensor:
+    """(3, H, W) uint8: smooth noise, so that places differ."""
+    coarse = torch.randn(1, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+    return (smooth * 60 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def write_inputs(path: Path, captions: list[str], height: int, width: int) -> Path:
+    """One image for each caption, the same in all; one object in each, which the caption's words name."""
+    encoded = [text.default_tokenizer().encode(text.finish_caption(caption)) for caption in captions]
+    words = text.collate_text(encoded)
+    tokens = words.token_ids.shape[1]
+    named = torch.stack([
+        text.positive_map(e, [[[0, len(caption)]]], tokens) for e, caption in zip(encoded, captions, strict=True)
+    ])  # fmt: skip
+    image = photograph(height, width)
+    tensors = {
+        "photograph": image,
+        "pixels": collate_images([image] * len(captions)).pixels,
+        "boxes": torch.tensor([0.4, 0.5, 0.3, 0.2]).repeat(len(captions), 1, 1),
+        "labels": torch.zeros(len(captions), 1, dtype=torch.int64),
+        "positive_map": named,
+        **{name: getattr(words, name) for name in ("token_ids", "position_ids", "attends", "valid")},
+    }
+    save_file(tensors, path)
+    return path
