@@ -44,7 +44,7 @@ def described(scene: Scene, words: dict[str, str | None], prefix: str = "") -> l
 
 
 def middle(item: SceneObject) -> tuple[float, float]:
-    left, top, right, bottom = item.box()
+    left, top, right, bottom = item.box
     return (left + right) / 2, (top + bottom) / 2
 
 
@@ -109,7 +109,7 @@ def test_relations_places_and_ordinals_are_needed(pairs: list) -> None:
 def test_objects_lie_inside_the_picture_apart_and_differ_visibly_in_size(pairs: list) -> None:
     for scene, _ in pairs:
         assert 4 <= len(scene.objects) <= 5
-        boxes = [item.box() for item in scene.objects]
+        boxes = [item.box for item in scene.objects]
         for i, (left, top, right, bottom) in enumerate(boxes):
             assert left >= 0 and top >= 0 and right <= scene.size and bottom <= scene.size
             for a, b, c, d in boxes[:i]:
@@ -126,7 +126,7 @@ def test_a_box_encloses_what_was_drawn_to_a_pixel() -> None:
         for item in scene.objects:
             alone = render(Scene(scene.size, (0, 0, 0), (item,)))
             drawn = alone.convert("L").point(lambda value: 255 if value > 20 else 0).getbbox()
-            assert drawn == pytest.approx(item.box(), abs=1.5), item
+            assert drawn == pytest.approx(item.box, abs=1.5), item
 
 
 def test_the_drawn_color_is_the_named_one() -> None:
@@ -184,7 +184,7 @@ def test_the_sentences_of_a_training_caption_name_their_boxes(tmp_path: Path) ->
             left, top, width, height = annotation["bbox"]
             for start, end in annotation["tokens_positive"]:
                 (answer,) = answers(image["caption"][start:end], scene, 5.9, quadrant=False)
-                assert answer.box() == pytest.approx((left, top, left + width, top + height), abs=0.02)
+                assert answer.box == pytest.approx((left, top, left + width, top + height), abs=0.02)
                 asked.append(image["caption"][start:end])
         assert sorted(asked) == sorted(image["caption"].split(". "))
 

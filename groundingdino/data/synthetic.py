@@ -21,6 +21,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -77,6 +78,7 @@ class SceneObject:
         """Corners of the polygon in pixels; empty for a circle."""
         return _polygon(self.shape, self.center, self.radius, self.angle)
 
+    @cached_property
     def box(self) -> tuple[float, float, float, float]:
         """xyxy in pixels."""
         points = self.outline()
@@ -86,9 +88,10 @@ class SceneObject:
         xs, ys = zip(*points, strict=True)
         return (min(xs), min(ys), max(xs), max(ys))
 
+    @cached_property
     def middle(self) -> tuple[float, float]:
         """Middle of the box, by which places are compared: x, y in pixels."""
-        left, top, right, bottom = self.box()
+        left, top, right, bottom = self.box
         return ((left + right) / 2, (top + bottom) / 2)
 
 
@@ -152,10 +155,10 @@ def _place(rng: Random, shape: str, color: str, size: int, others: Sequence[Scen
     for _ in range(40):
         center = (rng.uniform(0, size), rng.uniform(0, size))
         candidate = SceneObject(shape, color, name, rgb, center, radius, angle)  # type: ignore[arg-type]
-        left, top, right, bottom = candidate.box()
+        left, top, right, bottom = candidate.box
         if min(left, top) < GAP or max(right, bottom) > size - GAP:
             continue
-        if all(_apart((left, top, right, bottom), other.box()) for other in others):
+        if all(_apart((left, top, right, bottom), other.box) for other in others):
             return candidate
     return None
 
@@ -173,7 +176,7 @@ def render(scene: Scene) -> Image.Image:
         if outline:
             draw.polygon([(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in outline], fill=item.rgb)
         else:
-            draw.ellipse([value * OVERSAMPLING for value in item.box()], fill=item.rgb)
+            draw.ellipse([value * OVERSAMPLING for value in item.box], fill=item.rgb)
     return canvas.reduce(OVERSAMPLING)
 
 
@@ -215,8 +218,8 @@ def _expression(
 
 def _sorted_along(scene: Scene, members: Sequence[int], axis: int, sign: int) -> list[int] | None:
     """Members from the side that `sign` names inwards; None if two neighbours are closer than MARGIN."""
-    order = sorted(members, key=lambda i: -sign * scene.objects[i].middle()[axis])
-    places = [scene.objects[i].middle()[axis] for i in order]
+    order = sorted(members, key=lambda i: -sign * scene.objects[i].middle[axis])
+    places = [scene.objects[i].middle[axis] for i in order]
     clear = all(abs(a - b) >= MARGIN for a, b in zip(places, places[1:], strict=False))
     return order if clear else None
 
@@ -259,12 +262,12 @@ def _by_relation(scene: Scene, described: dict[Description, list[int]]) -> Itera
 
 def _only_one_beyond(scene: Scene, members: Sequence[int], anchor: int, axis: int, sign: int) -> int | None:
     """The one member beyond the anchor, in its quadrant; None if that is not beyond doubt."""
-    origin = scene.objects[anchor].middle()
-    ahead = {i: sign * (scene.objects[i].middle()[axis] - origin[axis]) for i in members}
+    origin = scene.objects[anchor].middle
+    ahead = {i: sign * (scene.objects[i].middle[axis] - origin[axis]) for i in members}
     beyond = [i for i in members if ahead[i] > 0]
     if len(beyond) != 1 or any(abs(distance) < MARGIN for distance in ahead.values()):
         return None
-    sideways = abs(scene.objects[beyond[0]].middle()[1 - axis] - origin[1 - axis])
+    sideways = abs(scene.objects[beyond[0]].middle[1 - axis] - origin[1 - axis])
     return beyond[0] if sideways <= ahead[beyond[0]] else None
 
 
@@ -391,7 +394,7 @@ def _mdetr_entry(
     }
     annotations: list[dict] = []
     for target, positive in spans.items():
-        left, top, right, bottom = (round(value, 2) for value in scene.objects[target].box())
+        left, top, right, bottom = (round(value, 2) for value in scene.objects[target].box)
         width, height = round(right - left, 2), round(bottom - top, 2)
         annotation = {
             "id": first_id + len(annotations),
