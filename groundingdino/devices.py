@@ -128,13 +128,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Loss scaler: active for "fp16", a pass-through for "fp32" and "bf16", whose range needs none."""
     _dtype(precision)
-    scaler = _Float32GradScaler if device.type == "npu" else torch.amp.GradScaler
+    scaler = _NpuGradScaler if device.type == "npu" else torch.amp.GradScaler
     return scaler(device.type, enabled=precision == "fp16")
 
 
-class _Float32GradScaler(torch.amp.GradScaler):
-    """torch's own inverts its scale in float64, which an NPU does not have. The scale is a power of two, so float32 is
-    exact. (torch_npu's scaler reads from the device in every step and cannot drive torch's fused AdamW.)"""
+class _NpuGradScaler(torch.amp.GradScaler):
+    """torch's own, but for what an NPU cannot do.
+
+    It inverts its scale in float64, which an NPU does not have; the scale is a power of two, so float32 is exact. And
+    it leaves it to a fused optimizer to heed `found_inf`, see `fused_adamw_heeds_found_inf`; here the host reads it,
+    once a step. (torch_npu's own scaler reads it more often and cannot drive torch's fused AdamW.)
+    """
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         if not self._enabled:
@@ -147,6 +151,18 @@ class _Float32GradScaler(torch.amp.GradScaler):
         state["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale.reciprocal(), found_inf, False)
         state["stage"] = OptState.UNSCALED
 
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        if not self._enabled:
+            return optimizer.step(*args, **kwargs)
+        state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is OptState.STEPPED:
+            raise RuntimeError("step() has already been called since the last update()")
+        if state["stage"] is OptState.READY:
+            self.unscale_(optimizer)
+        result = self._maybe_opt_step(optimizer, state, *args, **kwargs)
+        state["stage"] = OptState.STEPPED
+        return result
+
 
 def _dtype(precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
@@ -157,6 +173,14 @@ def _dtype(precision: str) -> torch.dtype:
 def fused_adamw(device: torch.device) -> dict[str, Any]:
     """Keyword arguments that make `torch.optim.AdamW` one kernel per step instead of one per parameter."""
     return {"fused": device.type in ("cpu", "cuda", "npu")}
+
+
+def fused_adamw_heeds_found_inf(device: torch.device) -> bool:
+    """Whether the fused AdamW leaves out a step by itself where its `found_inf` is set.
+
+    torch_npu 2.9.0's takes no notice of it and would put NaN into the weights (op-plugin, FusedAdamWKernelNpuOpApi).
+    """
+    return device.type in ("cpu", "cuda")
 
 
 def pins_memory(device: torch.device) -> bool:

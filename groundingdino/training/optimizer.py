@@ -118,13 +118,13 @@ def lr_factor(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: i
 def finite_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, norm: Tensor) -> None:
     """One optimizer step that changes nothing, not even the step counters, where `norm` is not finite.
 
-    A fused optimizer decides on the device. Any other needs the answer on the host: one read per step.
+    A fused optimizer decides on the device, but on an NPU. Any other needs the answer on the host: one read per step.
     `optimizer` must have been unscaled by `scaler` already.
     """
     if scaler.is_enabled():
         scaler.step(optimizer)  # has found the same by itself in unscale_
         scaler.update()
-    elif optimizer.param_groups[0].get("fused"):
+    elif optimizer.param_groups[0].get("fused") and devices.fused_adamw_heeds_found_inf(norm.device):
         optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()

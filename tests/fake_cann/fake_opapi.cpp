@@ -230,6 +230,7 @@ API void* aclCreateTensor(const int64_t* sizes, uint64_t dims, int dtype, const 
 }
 API int aclDestroyTensor(const void* tensor) {
   auto* t = (Tensor*)tensor;
+  if (!t) return kNull;
   t->data = nullptr;  // a handle that is destroyed before its call has run must be noticed
   t->sizes.assign(1, -1);
   delete t;
@@ -347,6 +348,28 @@ API int aclnnConstantPadNdGetWorkspaceSize(const Tensor* from, const std::vector
   });
 }
 RUNS(aclnnConstantPadNd)
+
+// ---- AdamW of one parameter. It knows nothing of `found_inf`: what torch_npu's fused AdamW does with it is its own ----
+
+API int aclnnApplyAdamWV2GetWorkspaceSize(Tensor* weight, Tensor* first, Tensor* second, Tensor* most, const Tensor* grad,
+                                          const Tensor* step, float lr, float beta1, float beta2, float decay, float eps,
+                                          bool amsgrad, bool maximize, uint64_t* bytes, void** executor) {
+  if (most || amsgrad || maximize) return fake_cann_error(kInvalid, "fake CANN: plain AdamW only");
+  return plan(bytes, executor, 0, [=] {
+    const double t = load(*step, 0) + 1;
+    const double bias1 = 1 - std::pow(double(beta1), t), bias2 = 1 - std::pow(double(beta2), t);
+    for (int64_t i = 0; i < weight->numel(); ++i) {
+      const double g = load(*grad, i), w = load(*weight, i);
+      const double m = beta1 * load(*first, i) + (1 - double(beta1)) * g;
+      const double v = beta2 * load(*second, i) + (1 - double(beta2)) * g * g;
+      store(*first, i, m);
+      store(*second, i, v);
+      store(*weight, i, w - lr * decay * w - lr * (m / bias1) / (std::sqrt(v / bias2) + eps));
+    }
+    return 0;
+  });
+}
+RUNS(aclnnApplyAdamWV2)
 
 // ---- For the tests -------------------------------------------------------------------------------------------------
 

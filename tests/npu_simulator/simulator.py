@@ -9,11 +9,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# torch_npu's own: allocation, views, copies between devices, reading a value.
+# torch_npu's own: allocation, views, copies between devices, reading a value, and the fused AdamW.
 KEPT_PREFIXES = ("empty", "unsafe_empty", "new_empty", "resize_", "set_", "as_strided", "npu_", "_npu_", "view", "one_")
 KEPT = frozenset(
     "_reshape_alias unfold copy_ _to_copy _local_scalar_dense is_set_to _pin_memory is_pinned squeeze unsqueeze "
-    "get_npu_format record_stream _copy_from _copy_from_and_resize".split()
+    "get_npu_format record_stream _copy_from _copy_from_and_resize _fused_adamw_".split()
 )
 
 
