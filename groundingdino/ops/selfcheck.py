@@ -51,7 +51,7 @@ def environment_lines(device: torch.device) -> list[str]:
     ]
     if device.type == "npu":
         get_version = getattr(torch.npu.utils, "get_cann_version", None)
-        lines.append(f"CANN {get_version() if get_version else 'of unknown version'}")
+        lines.append(f"CANN {(get_version and get_version()) or 'of unknown version'}")
     elif environment.has_torch_npu():
         lines.append(f"no NPU: {devices.npu_problem()}")
     return lines
