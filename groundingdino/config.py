@@ -217,7 +217,7 @@ def quickstart() -> TrainConfig:
     return TrainConfig(
         quickstart_model(),
         data,
-        OptimizerConfig(lr=1e-3, scale_lr=False, betas=(0.9, 0.99), lr_multipliers=()),
+        OptimizerConfig(lr=5e-4, scale_lr=False, betas=(0.9, 0.99), lr_multipliers=()),
         ScheduleConfig(kind="cosine", warmup_steps=50, warmup_start=0.01, final=0.02),
         run=Path("runs/quickstart"),
         activation_checkpointing=False,
