@@ -1,0 +1,59 @@
+"""What the benchmarks count and compare. Nothing is timed here."""
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+benchmarks = pytest.importorskip("benchmarks.__main__", reason="benchmarks are not installed: run from the repository")
+from benchmarks import matrix_bound, race, workload  # noqa: E402
+from groundingdino.text import default_tokenizer, finish_caption  # noqa: E402
+
+
+def test_every_benchmark_that_is_listed_can_be_imported():
+    for module, _ in benchmarks.BENCHMARKS.values():
+        assert callable(importlib.import_module(f"benchmarks.{module}").main)
+
+
+def test_matrix_work_of_a_linear_layer_and_its_gradients():
+    rows, width, out = 6, 4, 5
+    layer, x = torch.nn.Linear(width, out), torch.randn(2, rows // 2, width, requires_grad=True)
+    with matrix_bound.MatrixWork() as work:
+        layer(x).sum().backward()
+    product = 2 * rows * width * out
+    assert work.flops == 3 * product
+    assert sum(work.shapes.values()) == 3 * product
+    assert work.shapes[rows, width, out] == product
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_matrix_work_of_attention_is_two_products_forward_and_five_backward(inference):
+    batch, heads, queries, keys, width = 2, 3, 16, 24, 8
+    query, key, value = (torch.randn(batch, heads, n, width, requires_grad=True) for n in (queries, keys, keys))
+    product = 2 * batch * heads * queries * keys * width
+    with torch.inference_mode(inference), matrix_bound.MatrixWork() as work:
+        out = F.scaled_dot_product_attention(query, key, value)
+        assert work.flops == 2 * product
+        if not inference:
+            out.sum().backward()
+            assert work.flops == 7 * product
+
+
+def test_agreement_compares_boxes_as_sets_and_notices_what_differs(tmp_path):
+    scores, boxes = torch.rand(2, 300), torch.rand(2, 300, 4)
+    order = torch.randperm(300)
+    mine, same, other = (tmp_path / f"{name}.safetensors" for name in ("mine", "same", "other"))
+    save_file({"scores": scores, "boxes": boxes}, mine)
+    save_file({"scores": scores[:, order].contiguous(), "boxes": boxes[:, order].contiguous()}, same)
+    save_file({"scores": scores, "boxes": boxes + 0.1}, other)
+    assert "100%" in race.agreement(mine, same)
+    with pytest.raises(AssertionError):
+        race.agreement(mine, other)
+
+
+@pytest.mark.parametrize("tokens", [8, 64, 256])
+def test_a_sentence_of_so_many_tokens_has_so_many(tokens):
+    caption = finish_caption(workload.sentence_of(tokens))
+    assert len(default_tokenizer().encode(caption).token_ids) == tokens
