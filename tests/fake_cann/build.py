@@ -95,8 +95,8 @@ def _binding_headers() -> list[Path]:
     return sorted(BINDING.glob("*.h"))
 
 
-def torch_npu_folder(*, install: bool = False) -> Path:
-    """The folder that holds torch_npu's unpacked wheel and nothing else; RuntimeError where it cannot be had.
+def torch_npu_folder() -> Path:
+    """The folder that holds torch_npu's unpacked wheel and nothing else, fetched once; RuntimeError where it cannot be.
 
     It is not installed into the environment: there every `import torch` would load it and fail without CANN.
     """
@@ -104,14 +104,12 @@ def torch_npu_folder(*, install: bool = False) -> Path:
     folder = cache_folder() / version
     if (folder / "torch_npu").exists():
         return folder
-    if not install:
-        raise RuntimeError(f"{TORCH_NPU} is not in {folder}; `python tests/fake_cann/build.py` downloads it")
     with _locked():
         if (folder / "torch_npu").exists():
             return folder
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), TORCH_NPU]
-        result = subprocess.run(pip, capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--timeout", "20"]
+        result = subprocess.run([*pip, "--target", str(partial), TORCH_NPU], capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"{TORCH_NPU} cannot be installed here: {result.stderr.strip()[-400:]}")
         partial.rename(folder)
@@ -157,8 +155,7 @@ def simulator() -> Path:
 
 def main() -> None:
     """Fill the cache."""
-    torch_npu_folder(install=True)
-    fake_cann(), cpu_binding(), npu_binding(), simulator()
+    torch_npu_folder(), fake_cann(), cpu_binding(), npu_binding(), simulator()
     print(f"the fakes and {TORCH_NPU} are in {cache_folder()}")
 
 
