@@ -97,7 +97,8 @@ class WindowAttention(nn.Module):
             return F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=mask).transpose(1, 2)
         # No fused kernel has a gradient for the bias; two batched products then cost less than torch's own fallback.
         q, k, v = qkv.contiguous().flatten(1, 2).unbind()  # (B * windows * M, N, C / M)
-        scores = torch.bmm(q * q.shape[-1] ** -0.5, k.mT).view(-1, *bias.shape) + bias
+        scores = torch.bmm(q, k.mT).view(-1, *bias.shape)
+        scores = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5)
         out = torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v)
         return out.unflatten(0, (-1, self.num_heads)).transpose(1, 2)
 
