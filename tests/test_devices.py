@@ -1,9 +1,11 @@
 """The device layer where there is only a CPU; test_npu_torch_npu.py has the NPU side."""
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,3 +146,16 @@ def test_cpu_helpers_do_nothing_and_report_memory():
     devices.set_random_state(CPU, torch.zeros(4, dtype=torch.uint8))
     assert not devices.pins_memory(CPU)
     assert 10 < devices.peak_memory_mib(CPU) < 1e6
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_freed_memory_goes_back_unless_the_user_decides(monkeypatch):
+    calls = []
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *a: calls.append(a)))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
+    devices.return_freed_memory(torch.device("cpu"))
+    assert calls == []
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    devices.return_freed_memory(torch.device("meta"))
+    devices.return_freed_memory(torch.device("cpu"))
+    assert calls == [(-3, 8 * 1024 * 1024)]
