@@ -124,8 +124,8 @@ def return_freed_memory(device: torch.device) -> None:
     """Let freed CPU tensors of 8 MiB and more go back to the system at once; for training, where the peak counts.
 
     By default glibc learns to keep buffers of up to 32 MiB in a heap that training fragments: MM-GDINO-B at 640x853
-    peaks a quarter lower without that. Each such buffer then costs page faults, so prediction does without. Does nothing
-    on other devices and C libraries, or where the user has set MALLOC_MMAP_THRESHOLD_.
+    peaks a quarter lower without that. Each such buffer then costs page faults, so prediction does without. Nothing
+    happens on other devices and C libraries, or where the user has set MALLOC_MMAP_THRESHOLD_.
     """
     if device.type == "cpu" and sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

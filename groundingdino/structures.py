@@ -47,7 +47,7 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Targets:
-    """Objects of a batch, padded on the right to N = the most in one image (at least 1, so that shapes never vanish)."""
+    """Objects of a batch, padded on the right to N = the most in one image (at least 1: shapes never vanish)."""
 
     boxes: Tensor  # (B, N, 4) cxcywh in [0, 1] of the unpadded image
     positive_map: Tensor  # (B, N, T) bool, True where a token names the object
