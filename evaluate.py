@@ -45,10 +45,8 @@ class Arguments:
     scoring: Literal["max", "subject"] = "max"
     """a box scores by its best token, as in mmdet, or by the words of the sentence's subject"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    short_side: int = 800
-    """most pixels of an image's short side"""
-    long_side: int = 1333
-    """most pixels of an image's long side"""
+    scale: tuple[int, int] | None = None
+    """most pixels of an image's short and long side; default: what the checkpoint was trained for, else 800 1333"""
     workers: int = 2
     """processes per device that load photographs"""
     output: Path | None = None
@@ -96,11 +94,12 @@ def evaluate(arguments: Arguments, world: "World", say: Any) -> None:
     from tqdm import tqdm
 
     from groundingdino import distributed
-    from groundingdino.checkpoint import load_detector
+    from groundingdino.checkpoint import image_scale, load_detector
     from groundingdino.data import load_expressions
+    from groundingdino.data.transforms import TEST_SCALE
     from groundingdino.evaluation import EvaluationOptions, evaluate_referring
 
-    scale = (arguments.short_side, arguments.long_side)
+    scale = arguments.scale or image_scale(arguments.checkpoint, TEST_SCALE)
     options = EvaluationOptions(arguments.scoring, arguments.batch_size, arguments.precision, scale, arguments.workers)
     expressions = load_expressions(arguments.annotation_file)
     model = load_detector(arguments.checkpoint, world.device)
@@ -128,7 +127,9 @@ def report(
         "device": str(world.device),
         "processes": world.size,
         **evaluation.report(),
-        "published": {name: published_row(arguments, release, name) for name in evaluation.precision},
+        "published": {
+            name: published_row(arguments, evaluation.options.scale, release, name) for name in evaluation.precision
+        },
     }
     path = arguments.folder / f"{arguments.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,11 +152,14 @@ def release_of(checkpoint: Path) -> str | None:
     return release if isinstance(release, str) else None
 
 
-def published_row(arguments: Arguments, release: str | None, data_set: str) -> list[float] | None:
+def published_row(
+    arguments: Arguments, scale: tuple[int, int], release: str | None, data_set: str
+) -> list[float] | None:
     """Published Precision@1/5/10 in percent where they were measured as we did: same split, scoring and image size."""
+    from groundingdino.data.transforms import TEST_SCALE
     from groundingdino.evaluation import published
 
-    same = arguments.scoring == "max" and (arguments.short_side, arguments.long_side) == (800, 1333)
+    same = arguments.scoring == "max" and scale == TEST_SCALE
     row = published(release, data_set, arguments.split) if same and arguments.annotations is None else None
     return list(row) if row else None
 

@@ -210,3 +210,13 @@ def _decode(value: Any, file: TensorFile) -> Any:
         return {key: _decode(item, file) for key, item in content}
     items = [_decode(item, file) for item in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def image_scale(path: str | Path, default: tuple[int, int]) -> tuple[int, int]:
+    """Most pixels of an image's short and long side that a checkpoint was trained for; `default` where it does not say.
+
+    Raises:
+        ValueError: as `read_metadata`.
+    """
+    short, long = json.loads(read_metadata(path).get(SCALE_KEY, json.dumps(default)))
+    return short, long

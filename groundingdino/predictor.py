@@ -3,7 +3,6 @@
 Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundingdino import devices, postprocess
-from groundingdino.checkpoint import SCALE_KEY, load_detector, read_metadata
+from groundingdino.checkpoint import image_scale, load_detector
 from groundingdino.data import transforms
 from groundingdino.data.batch import collate_images
 from groundingdino.images import each_image, is_one_image, load_image
@@ -102,10 +101,7 @@ def load_model(
     chosen = devices.pick_device(device)
     devices.configure(chosen)
     model = load_detector(path, chosen)
-    if scale is None:
-        short, long = json.loads(read_metadata(path).get(SCALE_KEY, json.dumps(transforms.TEST_SCALE)))
-        scale = (short, long)
-    return Predictor(model, chosen, precision, scale)
+    return Predictor(model, chosen, precision, scale or image_scale(path, transforms.TEST_SCALE))
 
 
 class Predictor:

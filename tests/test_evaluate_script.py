@@ -54,7 +54,7 @@ def environment() -> dict[str, str]:
 
 
 def test_the_command_prints_figures_and_writes_report_and_pictures(place: Path):
-    small = ["--short-side", "64", "--long-side", "96"]
+    small = ["--scale", "64", "96"]
     done = run(["--split", "testA", "--checkpoint", "model.safetensors", "--save-pictures", "2", *small], place)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -87,12 +87,12 @@ def test_what_is_missing_is_said_in_one_line(place: Path, arguments: list[str], 
 
 
 def test_published_figures_are_shown_only_where_they_were_measured_alike():
-    def row(**changes) -> list[float] | None:
-        return script.published_row(script.Arguments(split="val", **changes), RELEASE, "refcoco")
+    def row(scale=(800, 1333), **changes) -> list[float] | None:
+        return script.published_row(script.Arguments(split="val", **changes), scale, RELEASE, "refcoco")
 
     assert row() == [80.3, 98.6, 99.5]
     assert row(scoring="subject") is None
-    assert row(short_side=600) is None
+    assert row(scale=(600, 1000)) is None
     assert row(annotations=Path("mine.json")) is None
 
 
