@@ -23,6 +23,7 @@ SENTENCES = (
     "the small dog lying in front of the couch",
     "white bus in the back",
 )
+BOX_STEP = 0.05  # of what a random box head would move a box
 
 
 def sentences(count: int) -> list[str]:
@@ -36,8 +37,22 @@ def sentence_of(tokens: int) -> str:
 
 
 def write_models(folder: Path, size: str, with_transformers: bool = True) -> None:
-    """The same random weights as `ours.safetensors` and, for transformers, in the folder `theirs`."""
-    save_detector(folder / "ours.safetensors", random_model(MODEL_PRESETS[size]()))
+    """The same random weights as `ours.safetensors` and, for transformers, in the folder `theirs`.
+
+    All queries have the same content. A query's rank picks its content, and random weights rank many proposals almost
+    equally: where rounding swaps two of them, different contents would give different boxes. Box heads move boxes
+    little, as trained ones do, and proposals at the image's edge, whose features are masked with 0, do not score above
+    others: otherwise boxes end in one corner, where transformers clips at another distance.
+    """
+    model = random_model(MODEL_PRESETS[size]())
+    with torch.no_grad():
+        model.query_embedding.weight.copy_(model.query_embedding.weight[:1].expand_as(model.query_embedding.weight))
+        model.query_selection.fc.bias.zero_()
+        model.query_selection.norm.bias.zero_()
+        for head in (model.query_selection.box_head, *model.decoder.box_heads):
+            head.fc3.weight.mul_(BOX_STEP)
+            head.fc3.bias.mul_(BOX_STEP)
+    save_detector(folder / "ours.safetensors", model)
     if with_transformers:
         convert_file(folder / "ours.safetensors", folder / "theirs", to="huggingface")
 

@@ -47,7 +47,7 @@ def test_agreement_compares_boxes_as_sets_and_notices_what_differs(tmp_path):
     mine, same, other = (tmp_path / f"{name}.safetensors" for name in ("mine", "same", "other"))
     save_file({"scores": scores, "boxes": boxes}, mine)
     save_file({"scores": scores[:, order].contiguous(), "boxes": boxes[:, order].contiguous()}, same)
-    save_file({"scores": scores, "boxes": boxes + 0.1}, other)
+    save_file({"scores": scores + 0.1, "boxes": boxes}, other)
     assert "100%" in race.agreement(mine, same)
     with pytest.raises(AssertionError):
         race.agreement(mine, other)
