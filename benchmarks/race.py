@@ -120,7 +120,7 @@ def alternate(rounds: int, calls: dict[str, Callable[[], dict[str, float]]]) -> 
 def agreement(ours: Path, theirs: Path) -> str:
     """How closely two result files agree, as sets; AssertionError where the scores do not.
 
-    Boxes are reported, not asserted: random weights rank many proposals almost equally, so that rounding chooses others.
+    Boxes are reported, not asserted: random weights rank many proposals almost equally, and rounding chooses others.
     """
     results = [load_file(path) for path in (ours, theirs)]
     best = [r["scores"].sort(dim=1, descending=True) for r in results]
