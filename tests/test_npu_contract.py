@@ -31,9 +31,10 @@ ROUNDED = {torch.bfloat16: {"rtol": 2**-8, "atol": 1e-2}, torch.float16: {"rtol"
 def fake() -> ctypes.CDLL:
     """The fake operator library, with the binding's operators registered for CPU tensors on top of it."""
     library = build.fake_cann()["libopapi.so"]
-    os.environ["GROUNDINGDINO_ACLNN_LIBRARY"] = str(library)
-    torch.ops.load_library(build.cpu_binding())
-    assert torch.ops.groundingdino_aclnn.library() == str(library)
+    with pytest.MonkeyPatch.context() as patch:  # read once; other tests start processes with this environment
+        patch.setenv("GROUNDINGDINO_ACLNN_LIBRARY", str(library))
+        torch.ops.load_library(build.cpu_binding())
+        assert torch.ops.groundingdino_aclnn.library() == str(library)
     return ctypes.CDLL(str(library))
 
 
