@@ -93,7 +93,7 @@ class Criterion(nn.Module):
         l1, giou = box_losses([matching, restoring])
         focal[1] = focal[1] * normalizers[2]  # no loss without any object, but the padding queries stay in the graph
         prefixes = [*(f"d{i}." for i in range(len(output.layers) - 1)), ""]
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for names, *sums_by_kind, count in (
             ([*prefixes, "enc_"], focal[0], l1[0], giou[0], normalizers[0]),
             ([f"{prefix}dn_" for prefix in prefixes], focal[1], l1[1], giou[1], normalizers[1]),
