@@ -4,6 +4,7 @@
     python train.py quickstart                              a small model learns rendered scenes on a CPU, from nothing
     python train.py --data.root DIR --optimizer.lr 1e-4     any field of any preset can be set; see train.py refcoco -h
     torchrun --nproc_per_node=8 --max-restarts 3 train.py --resume auto      goes on after a crash
+    torchrun --nproc_per_node=8 -- train.py --run DIR       `--`, where torchrun would take a flag for its own
 
 Exit code 2: something that you can mend, in one line. 1: training was stopped by a loss that is not finite.
 """
