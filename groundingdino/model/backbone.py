@@ -157,7 +157,9 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor, keep: Sequence[Tensor | None], recompute: bool) -> Tensor:
         """x (B, H, W, C), `keep` one a block -> x's shape, before merging."""
         height, width = (-(-size // self.window) * self.window for size in x.shape[1:3])
-        mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)[:, None]
+        mask = None
+        if len(self.blocks) > 1:  # the first block of a stage is never shifted
+            mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)[:, None]
         orders = {
             shift: window_order(*x.shape[1:3], self.window, shift, x.device) for shift in {b.shift for b in self.blocks}
         }
