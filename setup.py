@@ -1,8 +1,8 @@
 """C++ extensions only; everything else is in pyproject.toml.
 
 Every extension is optional: without a compiler or a toolkit the installation goes through, and the library says at run
-time what is missing. The CPU kernel is a plain shared library (no torch headers), so that it builds in seconds, in
-pip's isolated build too, and fits any torch. The NPU binding needs the headers of torch and torch_npu, which pip's
+time what is missing. The CPU kernels are a plain shared library (no torch headers), so that they build in seconds, in
+pip's isolated build too, and fit any torch. The NPU binding needs the headers of torch and torch_npu, which pip's
 isolated build does not see: `pip install --no-build-isolation -e .`. Neither is imported (torch_npu would need CANN).
 """
 
@@ -16,11 +16,12 @@ NPU_SOURCES = "groundingdino/ops/csrc/npu"
 
 
 def cpu_extension() -> Extension:
-    """Multi-scale deformable attention for CPUs; GCC and Clang only (it uses their vector types)."""
+    """Deformable and window attention for CPUs; GCC and Clang only (it uses their vector types)."""
+    names = ("each_isa.inc", "simd.inc", "parallel.h", "ms_deform_attn.inc", "window_attention.inc")
     return Extension(
-        "groundingdino.ops._msda_cpu",
-        sources=[f"{CPU_SOURCES}/ms_deform_attn.cpp"],
-        depends=[f"{CPU_SOURCES}/kernel.inc"],
+        "groundingdino.ops._cpu_kernels",
+        sources=[f"{CPU_SOURCES}/ms_deform_attn.cpp", f"{CPU_SOURCES}/window_attention.cpp"],
+        depends=[f"{CPU_SOURCES}/{name}" for name in names],
         extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi"],
         extra_link_args=["-pthread"],
         language="c++",

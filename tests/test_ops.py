@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from groundingdino.ops import cpu, ms_deform_attn, ms_deform_attn_reference
+from groundingdino.ops import cpu, cpu_library, ms_deform_attn, ms_deform_attn_reference
 from groundingdino.ops.reference import ms_deform_attn_backward_reference
 
 # Largest error as a fraction of the largest value. The two paths add up to 4 * L * P products in different orders and
@@ -29,7 +29,7 @@ CASES = {
     "no_queries": (2, 2, 8, 0, ((3, 3),), 2),
 }
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-needs_kernel = pytest.mark.skipif(cpu.library() is None, reason=f"no CPU kernel: {cpu.HOW_TO_BUILD}")
+needs_kernel = pytest.mark.skipif(cpu_library.library() is None, reason=f"no CPU kernel: {cpu_library.HOW_TO_BUILD}")
 
 
 def arguments(case: tuple, dtype: torch.dtype = torch.float64, reach: int = 3) -> tuple:
@@ -79,7 +79,7 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("instruction_set", range(2))
 def test_the_kernel_equals_the_composite_in_value_and_gradients(case, dtype, instruction_set):
-    if instruction_set > cpu.best_instruction_set():
+    if instruction_set > cpu_library.best_instruction_set():
         pytest.skip("this processor has no AVX2")
     value, shapes, locations, weights = arguments(case, dtype)
     grad = upstream(value, locations)
@@ -249,15 +249,15 @@ def test_an_unknown_backend_is_refused(monkeypatch):
 
 def test_without_the_built_kernel_it_works_and_says_once_how_to_build(monkeypatch):
     value, shapes, locations, weights = arguments(CASES["as_in_the_model"], torch.float32)
-    monkeypatch.setattr(cpu, "EXTENSION_SUFFIXES", [])
-    cpu.library.cache_clear()
+    monkeypatch.setattr(cpu_library, "EXTENSION_SUFFIXES", [])
+    cpu_library.library.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="kernel is not built; .*pip install") as caught:
+        with pytest.warns(UserWarning, match="kernels are not built; .*pip install") as caught:
             out = ms_deform_attn(value, shapes, locations, weights)
         assert len(caught) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             ms_deform_attn(value, shapes, locations, weights)
     finally:
-        cpu.library.cache_clear()
+        cpu_library.library.cache_clear()
     assert torch.equal(out, ms_deform_attn_reference(value, shapes, locations, weights))

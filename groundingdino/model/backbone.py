@@ -8,7 +8,6 @@ Axes: B images, H/W of the map, N tokens of a window, C channels, M heads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import BackboneConfig
+from groundingdino.ops import Windows, window_attention
 
 MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
 
@@ -45,24 +45,19 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
     return (region[:, None, :] != region[:, :, None]) * MASKED
 
 
-@dataclass(frozen=True)
-class WindowOrder:
-    """Where tokens go: padding, roll and partition as one gather of rows, and back as another."""
-
-    token: Tensor  # (windows * N,) index of the token in a window's position; H * W in the padding
-    place: Tensor  # (H * W,) position of each token among the windows
-
-
-def window_order(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowOrder:
-    """The order for one map, done once on indices instead of in every block on features."""
+def map_windows(height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype) -> Windows:
+    """The windows of one map, worked out once on token numbers instead of in every block on features."""
     size = (window, window)
     tokens = torch.arange(height * width, device=device).view(height, width)
     tokens = F.pad(tokens, (0, -width % window, 0, -height % window), value=height * width)
     rolled = torch.roll(tokens, (-shift, -shift), dims=(0, 1))
-    token = window_partition(rolled[None, :, :, None], size).flatten()
     places = window_reverse(torch.arange(tokens.numel(), device=device).view(-1, *size, 1), size, *tokens.shape)
-    place = torch.roll(places[0, :, :, 0], (shift, shift), dims=(0, 1))[:height, :width].flatten()
-    return WindowOrder(token, place)
+    place = torch.roll(places[0, :, :, 0], (shift, shift), dims=(0, 1))[:height, :width]
+    return Windows(
+        token=window_partition(rolled[None, :, :, None], size).flatten(1),
+        place=place.flatten(),
+        mask=shift_mask(*tokens.shape, window, shift, device).to(dtype) if shift else None,
+    )
 
 
 class WindowAttention(nn.Module):
@@ -70,37 +65,21 @@ class WindowAttention(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, window: int) -> None:
         super().__init__()
-        self.num_heads, self.window = num_heads, window
+        self.num_heads = num_heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor, order: WindowOrder, bias: Tensor) -> Tensor:
-        """x (B, H, W, C) normalised; bias (M, N, N), in a shifted block (windows, M, N, N). Returns (B, H, W, C).
+    def forward(self, x: Tensor, windows: Windows, bias: Tensor) -> Tensor:
+        """x (B, H, W, C) normalised, bias (M, N, N). Returns (B, H, W, C).
 
-        Only real tokens are projected; the row of zeros that is appended to them stands for every padded position.
+        Only real tokens are projected: what is padded is zero, and its projection the projection's bias.
         """
-        rows = self.qkv(F.pad(x.flatten(1, 2), (0, 0, 0, 1)))  # (B, H W + 1, 3 C)
-        qkv = rows.index_select(1, order.token).view(
-            -1, self.window**2, 3, self.num_heads, x.shape[-1] // self.num_heads
-        )
-        out = self.attend(qkv.permute(2, 0, 3, 1, 4), bias)  # (B * windows, N, M, C / M)
-        out = out.reshape(len(x), -1, x.shape[-1]).index_select(1, order.place)  # (B, H W, C)
-        return self.proj(out).view(x.shape)
-
-    def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """qkv (3, B * windows, M, N, C / M) -> (B * windows, N, M, C / M)."""
-        if not bias.requires_grad:
-            windows = qkv.shape[1]
-            mask = bias[None] if bias.dim() == 3 else bias.expand(windows // len(bias), *bias.shape).flatten(0, 1)
-            return F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=mask).transpose(1, 2)
-        # No fused kernel has a gradient for the bias; two batched products then cost less than torch's own fallback.
-        q, k, v = qkv.contiguous().flatten(1, 2).unbind()  # (B * windows * M, N, C / M)
-        scores = torch.bmm(q, k.mT).view(-1, *bias.shape)
-        scores = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5)
-        out = torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v)
-        return out.unflatten(0, (-1, self.num_heads)).transpose(1, 2)
+        split = (3, self.num_heads, -1)
+        qkv = self.qkv(x.flatten(1, 2))
+        padding = self.qkv.bias.to(qkv.dtype).unflatten(0, split)
+        return self.proj(window_attention(qkv.unflatten(-1, split), padding, bias, windows).view(x.shape))
 
 
 class SwinBlock(nn.Module):
@@ -114,19 +93,19 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, 4 * channels)
 
-    def forward(self, x: Tensor, order: WindowOrder, bias: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows, bias: Tensor, keep: Tensor | None) -> Tensor:
         """One block.
 
         Args:
             x: (B, H, W, C).
-            order: `window_order` of the map and the block's shift.
-            bias: what `WindowAttention` adds to its scores.
+            windows: of the map, for the block's shift.
+            bias: (M, N, N) what the attention adds to its scores.
             keep: (2, B, 1, 1, 1) weights of the two branches, see `drop_path_weights`; None for 1.
 
         Returns:
             (B, H, W, C).
         """
-        attended = self.attn(self.norm1(x), order, bias)
+        attended = self.attn(self.norm1(x), windows, bias)
         x = x + attended if keep is None else torch.addcmul(x, attended, keep[0])
         widened = self.mlp(self.norm2(x))
         return x + widened if keep is None else torch.addcmul(x, widened, keep[1])
@@ -156,15 +135,12 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor, keep: Sequence[Tensor | None], recompute: bool) -> Tensor:
         """x (B, H, W, C), `keep` one a block -> x's shape, before merging."""
-        height, width = (-(-size // self.window) * self.window for size in x.shape[1:3])
-        mask = None
-        if len(self.blocks) > 1:  # the first block of a stage is never shifted
-            mask = shift_mask(height, width, self.window, self.window // 2, x.device).to(x.dtype)[:, None]
-        orders = {
-            shift: window_order(*x.shape[1:3], self.window, shift, x.device) for shift in {b.shift for b in self.blocks}
+        windows = {
+            shift: map_windows(*x.shape[1:3], self.window, shift, x.device, x.dtype)
+            for shift in {block.shift for block in self.blocks}
         }
         for block, bias, weights in zip(self.blocks, self.position_biases(), keep, strict=True):
-            inputs = (x, orders[block.shift], bias + mask if block.shift else bias, weights)
+            inputs = (x, windows[block.shift], bias, weights)
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return x
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groundingdino import devices, environment
-from groundingdino.ops import cpu, ms_deform_attn, ms_deform_attn_reference, npu
+from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference, npu
 from groundingdino.ops.ms_deform_attn import requested_backend
 
 # A kernel sums in its own order and, on a card, multiplies approximately; wrong results are off by whole numbers.
@@ -66,7 +66,7 @@ def path_line(device: torch.device) -> str:
         return (
             f"path: grid_sample, because {problem}" if problem else f"path: {torch.ops.groundingdino_aclnn.library()}"
         )
-    if device.type == "cpu" and cpu.library() is not None:
+    if device.type == "cpu" and cpu_library.library() is not None:
         return "path: our CPU kernel"
     return f"path: grid_sample, there is no kernel for {device.type}" + (" built" if device.type == "cpu" else "")
 

@@ -5,21 +5,14 @@
 // (image, head, tile of queries).
 // Backward: one task is one (image, head, level). No other task touches its part of any gradient, so nothing is atomic
 // and results do not depend on the number of threads.
-//
-// Plain std::thread instead of OpenMP: no second OpenMP run time beside torch's own, nothing that breaks after fork().
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <system_error>
-#include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "parallel.h"
 
 namespace {
 
@@ -69,66 +62,18 @@ struct Problem {
   }
 };
 
-// Runs body(task, worker) for every task; the calling thread is worker 0.
-template <typename Body>
-void parallel(int64_t tasks, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  auto work = [&](int64_t worker) {
-    for (int64_t task; (task = next.fetch_add(1)) < tasks;) body(task, worker);
-  };
-  std::vector<std::thread> helpers;
-  try {
-    for (int64_t worker = 1; worker < std::min(threads, tasks); ++worker) helpers.emplace_back(work, worker);
-  } catch (const std::system_error&) {
-    // no more threads to be had: those that started, and this one, do the work
-  }
-  work(0);
-  for (auto& helper : helpers) helper.join();
-}
-
 }  // namespace
 
-#define ISA baseline
-#define ISA_TARGET
-#define VECTOR_BYTES 16
-#define BLOCK_VECTORS 4
-#include "kernel.inc"
+#define KERNELS "ms_deform_attn.inc"
+#include "each_isa.inc"
 
-#if defined(__x86_64__)
-#define ISA avx2
-#define ISA_TARGET __attribute__((target("avx2,fma")))
-#define VECTOR_BYTES 32
-#define BLOCK_VECTORS 4
-#include "kernel.inc"
-#endif
-
-namespace {
-
-enum Isa : int64_t { kBaseline = 0, kAvx2 = 1 };
-
-int64_t best_isa() {
+// The fastest that this processor has, for all kernels of the library.
+EXPORT int64_t best_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
 #endif
   return kBaseline;
 }
-
-#if defined(__x86_64__)
-#define DISPATCH(isa, call)               \
-  switch (isa) {                          \
-    case kAvx2: avx2::call; break;        \
-    default: baseline::call;              \
-  }
-#else
-#define DISPATCH(isa, call) baseline::call;
-#endif
-
-}  // namespace
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-// 0 portable vectors, 1 AVX2: the fastest this processor has.
-EXPORT int64_t msda_best_isa() { return best_isa(); }
 
 // Elements of the workspace.
 EXPORT int64_t msda_forward_workspace(const int64_t* numbers) {
@@ -142,7 +87,7 @@ EXPORT int64_t msda_backward_workspace(const int64_t* numbers) {
   return problem.sizes.threads * 2 * problem.largest_level() * padded_channels(problem.sizes.channels);
 }
 
-// All tensors contiguous; workspaces aligned to 64 bytes; isa at most msda_best_isa().
+// All tensors contiguous; workspaces aligned to 64 bytes; isa at most best_isa().
 #define DEFINE_ENTRY_POINTS(T, suffix)                                                                                \
   EXPORT void msda_forward_##suffix(const int64_t* numbers, int64_t isa, const T* value, const T* locations,          \
                                     const T* weights, T* workspace, T* out) {                                         \

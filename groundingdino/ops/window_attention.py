@@ -1,0 +1,172 @@
+"""Attention inside the windows of a map: the CPU's kernel, its autograd, and the same in plain torch.
+
+Axes: B images, S tokens of the map, W windows, N places in a window, M heads, C channels of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from groundingdino.ops.cpu_library import call, has_kernel, workspace_size
+from groundingdino.ops.ms_deform_attn import requested_backend
+
+INPUTS = "Tensor qkv, Tensor padding, Tensor bias, Tensor token, Tensor place, Tensor? mask"
+SCHEMA = f"({INPUTS}) -> Tensor"
+BACKWARD_SCHEMA = f"(Tensor grad, {INPUTS}) -> (Tensor, Tensor, Tensor)"
+CHUNKS = 8  # of windows, for sums over windows; a constant, so that results do not depend on the number of threads
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where tokens go: padding, roll and partition as lists of token numbers."""
+
+    token: Tensor  # (W, N) number of the token in a window's place; S in the padding
+    place: Tensor  # (S,) number of each token's place among the W * N
+    mask: Tensor | None  # (W, N, N) what is added to the scores; None in windows that are not shifted
+
+
+def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
+    """Self-attention of each window (Liu et al. 2021, Swin Transformer, equation 4).
+
+    Args:
+        qkv: (B, S, 3, M, C) queries, keys and values of the tokens.
+        padding: (3, M, C) those of every padded place.
+        bias: (M, N, N) what is added to the scores, for the relative positions.
+        windows: of the map.
+
+    Returns:
+        (B, S, M, C).
+
+    On the CPU an operator with a kernel, float32 or float64; elsewhere, and in half precision, plain torch.
+    `GROUNDINGDINO_MSDA=composite` asks for plain torch on the CPU too.
+    """
+    if qkv.device.type == "cpu" and qkv.dtype == bias.dtype and qkv.dtype in (torch.float32, torch.float64):
+        tensors = (qkv, padding, bias, windows.token, windows.place, windows.mask)
+        return torch.ops.groundingdino.window_attention(*tensors)
+    return window_attention_reference(qkv, padding, bias, windows)
+
+
+def window_attention_reference(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
+    """`window_attention` in plain torch, on every device."""
+    parts = _partition(torch.cat((qkv, padding.expand(len(qkv), 1, -1, -1, -1)), dim=1), windows)
+    if windows.mask is not None:
+        bias = bias + windows.mask[:, None]  # (W, M, N, N)
+    if not bias.requires_grad:
+        added = bias[None] if bias.dim() == 3 else bias.expand(len(qkv), *bias.shape).flatten(0, 1)
+        out = F.scaled_dot_product_attention(*parts.unbind(), attn_mask=added)  # (B * W, M, N, C)
+    else:
+        # No fused kernel has a gradient for the bias; two batched products then cost less than torch's own fallback.
+        q, k, v = parts.contiguous().flatten(1, 2).unbind()  # (B * W * M, N, C)
+        scores = torch.bmm(q, k.mT).view(-1, *bias.shape)
+        scores = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5)
+        out = torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v).view(parts.shape[1:])
+    return out.transpose(1, 2).reshape(len(qkv), -1, *qkv.shape[3:]).index_select(1, windows.place)
+
+
+def window_attention_backward_reference(
+    grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, padding and bias in plain torch."""
+    batch, tokens, _, heads, channels = qkv.shape
+    q, k, v = _partition(torch.cat((qkv, padding.expand(batch, 1, -1, -1, -1)), dim=1), windows)
+    grad_out = _partition(F.pad(grad[:, :, None], (0, 0, 0, 0, 0, 0, 0, 1)), windows)[0]
+    scores = (q @ k.mT * channels**-0.5).unflatten(0, (batch, -1)) + bias
+    if windows.mask is not None:
+        scores = scores + windows.mask[:, None]
+    attention = scores.softmax(dim=-1).flatten(0, 1)  # (B * W, M, N, N)
+    grad_attention = grad_out @ v.mT
+    grad_scores = attention * (grad_attention - (attention * grad_attention).sum(dim=-1, keepdim=True))
+    grad_q, grad_k = grad_scores @ k * channels**-0.5, grad_scores.mT @ q * channels**-0.5
+    rows = torch.stack((grad_q, grad_k, attention.mT @ grad_out)).permute(1, 3, 0, 2, 4)  # (B * W, N, 3, M, C)
+    rows = rows.reshape(batch, -1, 3, heads, channels)
+    summed = qkv.new_zeros(batch, tokens + 1, 3, heads, channels).index_add_(1, windows.token.flatten(), rows)
+    return summed[:, :tokens].contiguous(), summed[:, tokens].sum(dim=0), grad_scores.sum(dim=0)
+
+
+def _partition(rows: Tensor, windows: Windows) -> Tensor:
+    """(B, S + 1, P, M, C), the last row being that of the padding -> (P, B * W, M, N, C)."""
+    gathered = rows.index_select(1, windows.token.flatten())
+    return gathered.view(-1, windows.token.shape[1], *rows.shape[2:]).permute(2, 0, 3, 1, 4)
+
+
+def forward(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, instruction_set: int | None = None) -> Tensor:
+    """The kernel for float32 or float64 tensors on the CPU. Needs `has_kernel`."""
+    out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
+    sizes = _sizes(qkv, windows.token)
+    workspace = qkv.new_zeros(workspace_size("window_forward", sizes))
+    call("window_forward", sizes, instruction_set, (*_inputs(qkv, padding, bias, windows), workspace, out))
+    return out
+
+
+def backward(
+    grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, instruction_set: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, padding and bias; as `forward`."""
+    sizes = _sizes(qkv, windows.token)
+    workspace = qkv.new_zeros(workspace_size("window_backward", sizes))
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    grad_padding, grad_bias = padding.new_zeros(CHUNKS, *padding.shape), bias.new_zeros(CHUNKS, *bias.shape)
+    inputs = (grad.contiguous(), *_inputs(qkv, padding, bias, windows))
+    call("window_backward", sizes, instruction_set, (*inputs, workspace, grad_qkv, grad_padding, grad_bias))
+    return grad_qkv, grad_padding.sum(dim=0), grad_bias.sum(dim=0)
+
+
+def _sizes(qkv: Tensor, token: Tensor) -> tuple[int, ...]:
+    batch, tokens, _, heads, channels = qkv.shape
+    return (batch, tokens, heads, channels, *token.shape, CHUNKS, torch.get_num_threads())
+
+
+def _inputs(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> tuple[Tensor | None, ...]:
+    tensors = (qkv, padding, windows.token, bias, windows.mask)
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+def _use_kernel(qkv: Tensor) -> bool:
+    return requested_backend() != "composite" and has_kernel(qkv.dtype)
+
+
+torch.library.define("groundingdino::window_attention", SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+torch.library.define("groundingdino::window_attention_backward", BACKWARD_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+@torch.library.impl("groundingdino::window_attention", "cpu")
+def _forward_cpu(
+    qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
+) -> Tensor:
+    compute = forward if _use_kernel(qkv) else window_attention_reference
+    return compute(qkv, padding, bias, Windows(token, place, mask)).contiguous()
+
+
+@torch.library.impl("groundingdino::window_attention_backward", "cpu")
+def _backward_cpu(
+    grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    compute = backward if _use_kernel(qkv) else window_attention_backward_reference
+    return compute(grad, qkv, padding, bias, Windows(token, place, mask))
+
+
+@torch.library.register_fake("groundingdino::window_attention")
+def _fake(qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None) -> Tensor:
+    batch, tokens, _, heads, channels = qkv.shape
+    return qkv.new_empty(batch, tokens, heads, channels)
+
+
+@torch.library.register_fake("groundingdino::window_attention_backward")
+def _fake_backward(
+    grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), padding.new_empty(padding.shape), bias.new_empty(bias.shape)
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.groundingdino.window_attention_backward(grad, *ctx.saved_tensors)
+    return *grads, None, None, None
+
+
+torch.library.register_autograd("groundingdino::window_attention", _backward, setup_context=_setup_context)
