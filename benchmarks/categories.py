@@ -4,14 +4,10 @@ python -m benchmarks categories [--size swin_b] [--height 800] [--width 1333] [-
 """
 
 import itertools
-import tempfile
-from pathlib import Path
-from typing import Literal
 
 import tyro
 
-from benchmarks import workload
-from benchmarks.race import alternate, gib, heading, row, workers
+from benchmarks.race import Options, alternate, gib, prepared, row
 
 COCO = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
@@ -32,41 +28,23 @@ def many_names() -> list[str]:
     return [color + name for color, name in itertools.product(colors, COCO)][:MANY]
 
 
-def main(
-    size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b",
-    height: int = 800,
-    width: int = 1333,
-    rounds: int = 3,
-    threads: int = 2,
-) -> None:
-    """Measure on the CPU.
-
-    Args:
-        size: of the model.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        rounds: the median is reported; the 1,203 names run once.
-        threads: of torch.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        workload.write_models(folder, size, with_transformers=False)
-        inputs = workload.write_inputs(folder / "inputs.safetensors", workload.sentences(1), height, width)
-        with workers(folder, threads, "ours") as (ours,):
-            ours.call("infer", inputs)
-            measured = alternate(
-                rounds,
-                {
-                    "sentence": lambda: ours.call("categories", inputs, names=["the man in the red shirt on the left"]),
-                    "coco": lambda: ours.call("categories", inputs, names=COCO),
-                    "image": lambda: ours.call("image_half", inputs),
-                },
-            )
-            many = ours.call("categories", inputs, names=many_names())
+def main(options: Options) -> None:
+    """Measure and print; the 1,203 names run once."""
+    with prepared(options, "ours") as ((ours,), inputs):
+        ours.call("infer", inputs)
+        measured = alternate(
+            options.rounds,
+            {
+                "sentence": lambda: ours.call("categories", inputs, names=["the man in the red shirt on the left"]),
+                "coco": lambda: ours.call("categories", inputs, names=COCO),
+                "image": lambda: ours.call("image_half", inputs),
+            },
+        )
+        many = ours.call("categories", inputs, names=many_names())
     sentence, coco, image = (measured[key] for key in ("sentence", "coco", "image"))
     ratio, pieces = coco.seconds / sentence.seconds, int(many["pieces"])
     limit = image.seconds + pieces * (coco.seconds - image.seconds)
-    print(heading(f"{size}, one {height}x{width} image, medians of {rounds} rounds", threads))
+    print(options.heading(f"one {options.height}x{options.width} image"))
     print(row("one sentence", f"{sentence.seconds:.2f} s, {gib(sentence.peak)}"))
     print(row("image half alone", f"{image.seconds:.2f} s"))
     print(row("80 COCO names", f"{coco.seconds:.2f} s, {gib(coco.peak)}"))
@@ -76,4 +54,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options, description=__doc__))

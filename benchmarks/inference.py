@@ -3,54 +3,28 @@
 python -m benchmarks inference [--size swin_b] [--height 800] [--width 1333] [--rounds 5] [--threads 2]
 """
 
-import tempfile
-from pathlib import Path
-from typing import Literal
-
 import tyro
 
-from benchmarks import workload
-from benchmarks.race import agreement, alternate, gib, heading, row, workers
+from benchmarks.race import Options, alternate, gib, prepared, row, warm_up
 
 
-def main(
-    size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b",
-    height: int = 800,
-    width: int = 1333,
-    rounds: int = 5,
-    threads: int = 2,
-) -> None:
-    """Measure on the CPU.
-
-    Args:
-        size: of the model.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        rounds: the median is reported.
-        threads: of torch.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        workload.write_models(folder, size)
-        inputs = workload.write_inputs(folder / "inputs.safetensors", workload.sentences(1), height, width)
-        with workers(folder, threads, "ours", "transformers") as (ours, theirs):
-            files = [folder / "ours_result.safetensors", folder / "theirs_result.safetensors"]
-            for worker, file in zip((ours, theirs), files, strict=True):  # warms up, too
-                worker.call("infer", inputs, file)
-            same = agreement(*files)
-            flops = ours.call("matrix_work", inputs, of="infer")["flops"]
-            measured = alternate(
-                rounds,
-                {
-                    "ours": lambda: ours.call("infer", inputs),
-                    "addmm": lambda: ours.call("matrix_rate"),
-                    "transformers": lambda: theirs.call("infer", inputs),
-                },
-            )
+def main(options: Options) -> None:
+    """Measure and print."""
+    with prepared(options, "ours", "transformers") as ((ours, theirs), inputs):
+        same = warm_up(ours, theirs, inputs)
+        flops = ours.call("matrix_work", inputs, of="infer")["flops"]
+        measured = alternate(
+            options.rounds,
+            {
+                "ours": lambda: ours.call("infer", inputs),
+                "addmm": lambda: ours.call("matrix_rate"),
+                "transformers": lambda: theirs.call("infer", inputs),
+            },
+        )
     mine, peer, rate = measured["ours"], measured["transformers"], measured["addmm"].median("rate")
     bound = flops / rate
     ratio, share = peer.seconds / mine.seconds, bound / mine.seconds
-    print(heading(f"{size}, one {height}x{width} image, one sentence, medians of {rounds} rounds", threads))
+    print(options.heading(f"one {options.height}x{options.width} image, one sentence"))
     print(row("ours", f"{mine.seconds:.2f} s"))
     print(row("transformers", f"{peer.seconds:.2f} s, {gib(peer.peak)}"))
     print(row("times as fast", f"{ratio:.2f}", "2.7", ratio >= 2.7))
@@ -61,4 +35,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options, default=Options(rounds=5), description=__doc__))

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from benchmarks import workload
-from benchmarks.race import ROOT, row
+from benchmarks.race import ROOT, Size, row
 
 SECONDS, TIMES_ITS_SIZE = 3.0, 1.2
 SCRIPT = """
@@ -36,7 +35,7 @@ def measure(path: Path) -> tuple[float, float, int]:
     return float(seconds), float(added), int(parameters)
 
 
-def main(path: Path | None = None, size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b") -> None:
+def main(path: Path | None = None, size: Size = "swin_b") -> None:
     """Load it and print seconds, and memory as a multiple of the file's size.
 
     Args:

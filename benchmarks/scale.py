@@ -11,7 +11,7 @@ from typing import Literal
 import tyro
 
 from benchmarks import workload
-from benchmarks.race import Worker, alternate, gib, ranks, workers
+from benchmarks.race import Size, Worker, alternate, gib, ranks, workers
 
 Growth = Literal["size", "tokens", "batch", "sentences", "ranks"]
 Points = dict[int, tuple[float, float]]  # x -> seconds, peak in MiB
@@ -98,7 +98,7 @@ def plot(points: Points, label: str, path: Path) -> None:
 
 def main(
     what: tuple[Growth, ...] = ("size", "tokens", "batch", "sentences", "ranks"),
-    model: Literal["swin_t", "swin_b", "swin_l"] = "swin_b",
+    model: Size = "swin_b",
     long: int = 853,
     plots: Path = Path("docs"),
     rounds: int = 2,

@@ -6,18 +6,30 @@ Ours computes the image half once for a photograph and asks its sentences in bat
 documentation shows, gets the image anew with each sentence, so one sentence a round tells its speed.
 """
 
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from safetensors.torch import load_file
 
-from benchmarks import workload
-from benchmarks.race import alternate, gib, heading, row, workers
+from benchmarks import race, workload
+from benchmarks.race import alternate, gib, prepared, row
 
 COUNTS = (7, 8)  # sentences of two photographs
 EXACT = 1e-5  # of scores, and of boxes as a share of the image's longer side
+
+
+@dataclass(frozen=True)
+class Options(race.Options):
+    """The image is the photograph as resized.
+
+    Args:
+        batch_size: sentences that ours runs together.
+        check: sentences that are also evaluated one by one.
+    """
+
+    batch_size: int = 4
+    check: int = 4
 
 
 def one_by_one(batched: Path, alone: Path, extent: int) -> tuple[float, float, bool]:
@@ -29,53 +41,31 @@ def one_by_one(batched: Path, alone: Path, extent: int) -> tuple[float, float, b
     return scores, boxes, max(scores, boxes) < EXACT
 
 
-def main(
-    size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b",
-    height: int = 800,
-    width: int = 1066,
-    batch_size: int = 4,
-    rounds: int = 3,
-    check: int = 4,
-    threads: int = 2,
-) -> None:
-    """Measure on the CPU.
-
-    Args:
-        size: of the model.
-        height: of the photographs in pixels, as resized.
-        width: of the photographs in pixels, as resized.
-        batch_size: sentences that ours runs together.
-        rounds: the median is reported.
-        check: sentences that are also evaluated one by one.
-        threads: of torch.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        workload.write_models(folder, size)
-        captions = workload.sentences(COUNTS[1])
-        inputs = workload.write_inputs(folder / "inputs.safetensors", captions[:1], height, width)
-        batched, alone, peer = (folder / f"{n}.safetensors" for n in ("batched", "alone", "peer"))
-        with workers(folder, threads, "ours", "transformers") as (ours, theirs):
-            ours.call("sentences", inputs, batched, captions=captions, batch_size=batch_size)
-            ours.call("sentences", inputs, alone, captions=captions[:check], batch_size=1)
-            theirs.call("infer", inputs, peer)
-            photographs = {
-                f"{count} sentences": lambda count=count: ours.call(
-                    "sentences", inputs, captions=captions[:count], batch_size=batch_size
-                )
-                for count in COUNTS
-            }
-            measured = alternate(rounds, {**photographs, "transformers": lambda: theirs.call("infer", inputs)})
+def main(options: Options) -> None:
+    """Measure and print."""
+    captions, batch = workload.sentences(COUNTS[1]), options.batch_size
+    with prepared(options, "ours", "transformers") as ((ours, theirs), inputs):
+        batched, alone, peer = (inputs.with_stem(name) for name in ("batched", "alone", "peer"))
+        ours.call("sentences", inputs, batched, captions=captions, batch_size=batch)
+        ours.call("sentences", inputs, alone, captions=captions[: options.check], batch_size=1)
+        theirs.call("infer", inputs, peer)
+        photographs = {
+            f"{count} sentences": lambda count=count: ours.call(
+                "sentences", inputs, captions=captions[:count], batch_size=batch
+            )
+            for count in COUNTS
+        }
+        measured = alternate(options.rounds, {**photographs, "transformers": lambda: theirs.call("infer", inputs)})
         expected = load_file(peer)["scores"][0].sort(descending=True).values
         first = load_file(batched)["scores"][0]
         apart = (first - expected[: len(first)]).abs().max().item()
-        scores, boxes, exact = one_by_one(batched, alone, max(height, width))
+        scores, boxes, exact = one_by_one(batched, alone, max(options.height, options.width))
     each = sum(measured[key].seconds for key in photographs) / sum(COUNTS)
     peak = max(measured[key].peak for key in photographs)
     theirs_each = measured["transformers"].seconds
     ratio = theirs_each / each
-    title = f"{size}, {height}x{width} photographs with {sum(COUNTS) / len(COUNTS)} sentences, {batch_size} at once"
-    print(heading(f"{title}, medians of {rounds} rounds", threads))
+    photograph = f"{options.height}x{options.width} photographs with {sum(COUNTS) / len(COUNTS)} sentences"
+    print(options.heading(f"{photograph}, {batch} at once"))
     print(row("ours", f"{each:.2f} s a sentence ({1 / each:.2f} a second), {gib(peak)}"))
     print(row("transformers", f"{theirs_each:.2f} s a sentence, {gib(measured['transformers'].peak)}"))
     print(row("times as fast", f"{ratio:.1f}", "6", ratio >= 6))
@@ -85,4 +75,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options, default=Options(width=1066), description=__doc__))

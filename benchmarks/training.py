@@ -5,17 +5,26 @@ python -m benchmarks training [--size swin_b] [--height 640] [--width 853] [--ro
 Ours also computes the denoising queries and their losses, which transformers does not have.
 """
 
-import tempfile
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
 
 import tyro
 
-from benchmarks import workload
-from benchmarks.race import Measured, agreement, alternate, gib, heading, row, workers
+from benchmarks import race
+from benchmarks.race import Measured, alternate, gib, prepared, row, warm_up
 
 LIMITS = {True: 4.2, False: 6.5}  # GiB with and without checkpointing
 FASTER = 2.4  # times transformers, with checkpointing
+
+
+@dataclass(frozen=True)
+class Options(race.Options):
+    """Checkpointing is of the backbone's blocks and the encoder's layers, on both sides.
+
+    Args:
+        plain_transformers: whether transformers runs without checkpointing, too; it needs 12 GiB at full size.
+    """
+
+    plain_transformers: bool = True
 
 
 def rows(checkpointing: bool, measured: dict[str, Measured], flops: float | None) -> None:
@@ -36,48 +45,26 @@ def rows(checkpointing: bool, measured: dict[str, Measured], flops: float | None
         print(row(f"{kind}: share of the matrix bound", f"{flops / rate / mine.seconds:.0%} ({work})"))
 
 
-def main(
-    size: Literal["swin_t", "swin_b", "swin_l"] = "swin_b",
-    height: int = 640,
-    width: int = 853,
-    rounds: int = 3,
-    threads: int = 2,
-    plain_transformers: bool = True,
-) -> None:
-    """Measure on the CPU. Checkpointing is of the backbone's blocks and the encoder's layers, on both sides.
-
-    Args:
-        size: of the model.
-        height: of the image in pixels.
-        width: of the image in pixels.
-        rounds: the median is reported.
-        threads: of torch.
-        plain_transformers: whether transformers runs without checkpointing, too; it needs 12 GiB at full size.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        workload.write_models(folder, size)
-        inputs = workload.write_inputs(folder / "inputs.safetensors", workload.sentences(1), height, width)
-        results: dict[bool, tuple[dict[str, Measured], float | None]] = {}
-        with workers(folder, threads, "ours", "transformers") as (ours, theirs):
-            files = [folder / "ours_result.safetensors", folder / "theirs_result.safetensors"]
-            for worker, file in zip((ours, theirs), files, strict=True):
-                worker.call("infer", inputs, file)
-            same = agreement(*files)
-            for checkpointing in (True, False):
-                flops = ours.call("matrix_work", inputs, of="train", checkpointing=checkpointing)["flops"]
-                calls = {
-                    "ours": lambda on=checkpointing: ours.call("train", inputs, checkpointing=on),
-                    "addmm": lambda: ours.call("matrix_rate"),
-                }
-                if checkpointing or plain_transformers:
-                    calls["transformers"] = lambda on=checkpointing: theirs.call("train", inputs, checkpointing=on)
-                results[checkpointing] = alternate(rounds, calls), flops
-    print(heading(f"{size}, training step with one {height}x{width} image, medians of {rounds} rounds", threads))
+def main(options: Options) -> None:
+    """Measure and print."""
+    results: dict[bool, tuple[dict[str, Measured], float | None]] = {}
+    with prepared(options, "ours", "transformers") as ((ours, theirs), inputs):
+        same = warm_up(ours, theirs, inputs)
+        for checkpointing in (True, False):
+            flops = ours.call("matrix_work", inputs, of="train", checkpointing=checkpointing)["flops"]
+            calls = {
+                "ours": lambda on=checkpointing: ours.call("train", inputs, checkpointing=on),
+                "addmm": lambda: ours.call("matrix_rate"),
+            }
+            if checkpointing or options.plain_transformers:
+                calls["transformers"] = lambda on=checkpointing: theirs.call("train", inputs, checkpointing=on)
+            alternate(1, calls)  # warms up all alike
+            results[checkpointing] = alternate(options.rounds, calls), flops
+    print(options.heading(f"training step with one {options.height}x{options.width} image"))
     for checkpointing, (measured, flops) in results.items():
         rows(checkpointing, measured, flops)
     print(row("agreement of the forward pass", same))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options, default=Options(height=640, width=853), description=__doc__))

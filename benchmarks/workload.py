@@ -23,7 +23,8 @@ SENTENCES = (
     "the small dog lying in front of the couch",
     "white bus in the back",
 )
-BOX_STEP = 0.05  # of what a random box head would move a box
+BORDER_BIAS = 0.05  # little beside a feature, much beside nothing
+BOX_STEP = 0.5  # of what a random box head would move a box
 
 
 def sentences(count: int) -> list[str]:
@@ -40,15 +41,25 @@ def write_models(folder: Path, size: str, with_transformers: bool = True) -> Non
     """The same random weights as `ours.safetensors` and, for transformers, in the folder `theirs`.
 
     All queries have the same content. A query's rank picks its content, and random weights rank many proposals almost
-    equally: where rounding swaps two of them, different contents would give different boxes. Box heads move boxes
-    little, as trained ones do, and proposals at the image's edge, whose features are masked with 0, do not score above
-    others: otherwise boxes end in one corner, where transformers clips at another distance.
+    equally: where rounding swaps two of them, different contents would give different boxes.
+
+    Boxes stay inside the image, as those of trained weights do: box heads move them less, and proposals at the edge,
+    whose features are masked with 0 and whose boxes are 1 in all coordinates, score below all others, since what they
+    keep, the bias, points away from every word. A coordinate beyond 0.999 would differ: between decoder layers mmdet
+    and we keep boxes 1e-3 from the edge (`inverse_sigmoid` in `layers/transformer/dino_layers.py`), transformers 1e-5
+    (`torch.special.logit` in `MMGroundingDinoDecoder.forward`).
+
+    The final logits have no bias, so that scores fill more of [0, 1] than its lowest hundredth.
     """
     model = random_model(MODEL_PRESETS[size]())
     with torch.no_grad():
         model.query_embedding.weight.copy_(model.query_embedding.weight[:1].expand_as(model.query_embedding.weight))
-        model.query_selection.fc.bias.zero_()
+        words = torch.tensor([1.0, -1.0]).repeat(model.config.width // 2)
+        model.feature_enhancer.layers[-1].text_layer.ffn_norm.bias.copy_(words)
+        model.query_selection.fc.bias.copy_(-BORDER_BIAS * words)
         model.query_selection.norm.bias.zero_()
+        for contrastive_head in model.decoder.contrastive_heads:
+            contrastive_head.bias.zero_()
         for head in (model.query_selection.box_head, *model.decoder.box_heads):
             head.fc3.weight.mul_(BOX_STEP)
             head.fc3.bias.mul_(BOX_STEP)

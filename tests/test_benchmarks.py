@@ -41,16 +41,28 @@ def test_matrix_work_of_attention_is_two_products_forward_and_five_backward(infe
             assert work.flops == 7 * product
 
 
-def test_agreement_compares_boxes_as_sets_and_notices_what_differs(tmp_path):
-    scores, boxes = torch.rand(2, 300), torch.rand(2, 300, 4)
+def test_agreement_compares_boxes_as_sets(tmp_path):
+    answer = {"scores": torch.rand(2, 300), "boxes": torch.rand(2, 300, 4)}
     order = torch.randperm(300)
-    mine, same, other = (tmp_path / f"{name}.safetensors" for name in ("mine", "same", "other"))
-    save_file({"scores": scores, "boxes": boxes}, mine)
-    save_file({"scores": scores[:, order].contiguous(), "boxes": boxes[:, order].contiguous()}, same)
-    save_file({"scores": scores + 0.1, "boxes": boxes}, other)
-    assert "100%" in race.agreement(mine, same)
+    assert "100%" in agreement_of(tmp_path, answer, {name: x[:, order].contiguous() for name, x in answer.items()})
+
+
+@pytest.mark.parametrize("differing", ["scores", "boxes", "which box has which score"])
+def test_agreement_notices_what_differs(tmp_path, differing):
+    answer = {"scores": torch.rand(2, 300), "boxes": torch.rand(2, 300, 4)}
+    other = {name: x + 0.1 if name == differing else x for name, x in answer.items()}
+    if differing not in answer:
+        other["boxes"] = answer["boxes"].roll(1, dims=1)
     with pytest.raises(AssertionError):
-        race.agreement(mine, other)
+        agreement_of(tmp_path, answer, other)
+
+
+def agreement_of(folder, mine, theirs):
+    """What `race.agreement` says of two answers."""
+    files = [folder / "mine.safetensors", folder / "theirs.safetensors"]
+    for file, answer in zip(files, (mine, theirs), strict=True):
+        save_file(answer, file)
+    return race.agreement(*files)
 
 
 @pytest.mark.parametrize("tokens", [8, 64, 256])
