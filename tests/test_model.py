@@ -6,9 +6,9 @@ from golden_cases import TINY, caption_of, image_batch, load_case, text_batch, t
 from torch import Tensor
 
 from groundingdino import postprocess
-from groundingdino.config import swin_b, swin_l, swin_t
+from groundingdino.config import BackboneConfig, swin_b, swin_l, swin_t
 from groundingdino.model import build_detector
-from groundingdino.model.backbone import shift_mask
+from groundingdino.model.backbone import Kept, SwinBackbone, map_windows, shift_mask
 from groundingdino.model.fusion import SCORE_LIMIT, Fusion
 from groundingdino.structures import ImageBatch
 from groundingdino.text import category_prompt, positive_map
@@ -248,6 +248,71 @@ def test_the_shift_mask_separates_exactly_what_the_roll_brought_together():
         rows = labels[i * window : (i + 1) * window]
         neighbours = (rows[:, None] - rows[None, :]).abs() < window
         assert torch.equal(mask[i, 0, :, 0, :, 0] == 0, neighbours)
+
+
+def small_backbone(drop_path_rate: float) -> SwinBackbone:
+    torch.manual_seed(0)
+    return SwinBackbone(BackboneConfig(8, (1, 2, 1, 1), (1, 2, 2, 2), 4, drop_path_rate=drop_path_rate)).train()
+
+
+def test_stochastic_depth_skips_later_blocks_more_often_and_none_outside_training():
+    backbone = small_backbone(0.5)
+    images = 4000
+    kept = backbone.draw_kept(images, torch.device("cpu"))
+    for block, pair in enumerate(kept):
+        probability = 1 - 0.5 * block / 4
+        for branch in pair:
+            assert branch.count / images == pytest.approx(probability, abs=0.03)
+            assert branch.weight == pytest.approx(1 / probability)
+            assert (branch.index is None) == (branch.count == images)
+    assert all(
+        k.index is None and k.weight == 1 for pair in backbone.eval().draw_kept(3, torch.device("cpu")) for k in pair
+    )
+
+
+def test_an_image_that_skips_a_branch_is_computed_as_if_the_branch_were_not_there(monkeypatch):
+    """Together in a batch, where the others take the branch, and alone, where nothing of it is computed."""
+    backbone = small_backbone(0.9)
+    pixels = torch.randn(3, 3, 36, 44)
+    kept = backbone.draw_kept(3, torch.device("cpu"))
+    counts = {branch.count for pair in kept for branch in pair}
+    assert counts >= {0, 1, 3}, "the draw should show every case"
+
+    def alone(image: int) -> list[tuple[Kept, Kept]]:
+        def one(branch: Kept) -> Kept:
+            return Kept(int(branch.index is None or image in branch.index), None, branch.weight)
+
+        return [(one(a), one(b)) for a, b in kept]
+
+    monkeypatch.setattr(backbone, "draw_kept", lambda *_: kept)
+    together = backbone(pixels)
+    for image in range(3):
+        monkeypatch.setattr(backbone, "draw_kept", lambda *_, image=image: alone(image))
+        for whole, part in zip(together, backbone(pixels[image : image + 1]), strict=True):
+            torch.testing.assert_close(whole[image : image + 1], part, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_skipped_branch_changes_nothing_and_gives_gradients_of_zero_not_none(recompute):
+    backbone = small_backbone(0.0)
+    stage = backbone.stages[0]
+    x = torch.randn(2, 5, 6, 8, requires_grad=True)
+    nobody = Kept(0, torch.empty(0, dtype=torch.int64), 2.0)
+    out = stage(x, [(nobody, nobody)], recompute)
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    grads = [parameter.grad for parameter in stage.blocks.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
+
+
+def test_a_taken_branch_weighs_as_much_as_makes_up_for_the_skipped_ones():
+    block = small_backbone(0.0).stages[0].blocks[0]
+    x, windows = torch.randn(2, 5, 6, 8), map_windows(5, 6, 4, 0, torch.device("cpu"), torch.float32)
+    bias, everyone = torch.zeros(1, 16, 16), Kept(2, None, 2.0)
+    middle, widened = block(x, windows, bias, (everyone, everyone))
+    torch.testing.assert_close(middle, x + 2 * block.attn(block.norm1(x), windows, bias))
+    torch.testing.assert_close(widened, block.mlp(block.norm2(middle)))
 
 
 @torch.no_grad()

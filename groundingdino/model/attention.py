@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundingdino.ops import ms_deform_attn
+from groundingdino.ops import Linear, linear, ms_deform_attn
 
 
 def attention_bias(attends: Tensor, dtype: torch.dtype) -> Tensor:
@@ -26,7 +26,7 @@ class MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -41,14 +41,14 @@ class MultiheadAttention(nn.Module):
         if query is key:
             parts = (2 * width, width)
             (qk_weight, v_weight), (qk_bias, v_bias) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
-            q, k = F.linear(query, qk_weight, qk_bias).chunk(2, dim=-1)
-            v = F.linear(value, v_weight, v_bias)
+            q, k = linear(query, qk_weight, qk_bias).chunk(2, dim=-1)
+            v = linear(value, v_weight, v_bias)
         else:
             assert key is value
             parts = (width, 2 * width)
             (q_weight, kv_weight), (q_bias, kv_bias) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
-            q = F.linear(query, q_weight, q_bias)
-            k, v = F.linear(key, kv_weight, kv_bias).chunk(2, dim=-1)
+            q = linear(query, q_weight, q_bias)
+            k, v = linear(key, kv_weight, kv_bias).chunk(2, dim=-1)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, ., D / M)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -59,14 +59,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden_width)
-        self.fc2 = nn.Linear(hidden_width, width)
+        self.fc1 = Linear(width, hidden_width)
+        self.fc2 = Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        hidden = self.fc1(x)
-        # In place saves a pass over the largest tensor of the layer; under autograd it would cost six copies of it.
-        return self.fc2(F.relu(hidden, inplace=not hidden.requires_grad))
+        return self.fc2(self.fc1(x, activation="relu"))
 
 
 class DeformableAttention(nn.Module):
@@ -75,10 +73,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        self.sampling_offsets = Linear(width, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Linear(width, num_heads * num_levels * num_points)
+        self.value_proj = Linear(width, width)
+        self.output_proj = Linear(width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,9 +91,9 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
 
     def forward(
         self,

@@ -8,18 +8,20 @@ Axes: B images, H/W of the map, N tokens of a window, C channels, M heads.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, PatchEmbed, trunc_normal_
+from timm.layers import PatchEmbed, trunc_normal_
 from timm.models.swin_transformer import PatchMerging, get_relative_position_index, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import BackboneConfig
-from groundingdino.ops import Windows, window_attention
+from groundingdino.ops import Linear, Windows, window_attention
 
 MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
 
@@ -60,14 +62,48 @@ def map_windows(height: int, width: int, window: int, shift: int, device: torch.
     )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The images that take a branch of a block in this step (stochastic depth, Huang et al. 2016)."""
+
+    count: int
+    index: Tensor | None  # (count,) their numbers in the batch; None for all
+    weight: float  # of the branch's result: 1 / the probability to be kept
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (count, ...). What is not taken is not computed either."""
+        return x if self.index is None else x.index_select(0, self.index)
+
+    def add(self, x: Tensor, change: Tensor) -> Tensor:
+        """x (B, ...) with change (count, ...) added to the images that were taken."""
+        if self.index is None:
+            return torch.add(x, change, alpha=self.weight)
+        return torch.index_add(x, 0, self.index, change.to(x.dtype), alpha=self.weight)
+
+
+class ZeroGradients(torch.autograd.Function):
+    """x, and gradients of zero for the parameters that were not needed: an optimizer decays what has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """x unchanged."""
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of x as it comes."""
+        return (grad, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
+
+
 class WindowAttention(nn.Module):
     """Self-attention inside windows, with a learned bias for each relative position."""
 
     def __init__(self, channels: int, num_heads: int, window: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -82,6 +118,19 @@ class WindowAttention(nn.Module):
         return self.proj(window_attention(qkv.unflatten(-1, split), padding, bias, windows).view(x.shape))
 
 
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(channels, hidden_channels)
+        self.fc2 = Linear(hidden_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(self.fc1(x, activation="gelu"))
+
+
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP."""
 
@@ -93,22 +142,30 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, 4 * channels)
 
-    def forward(self, x: Tensor, windows: Windows, bias: Tensor, keep: Tensor | None) -> Tensor:
-        """One block.
+    def forward(self, x: Tensor, windows: Windows, bias: Tensor, kept: tuple[Kept, Kept]) -> tuple[Tensor, Tensor]:
+        """One block but for the last sum.
+
+        With that outside, a block that is recomputed in the backward pass ends before the MLP's second product, which
+        no gradient inside needs.
 
         Args:
             x: (B, H, W, C).
             windows: of the map, for the block's shift.
             bias: (M, N, N) what the attention adds to its scores.
-            keep: (2, B, 1, 1, 1) weights of the two branches, see `drop_path_weights`; None for 1.
+            kept: the images that take the attention, and those that take the MLP.
 
         Returns:
-            (B, H, W, C).
+            (B, H, W, C) what the MLP got, and what it adds to that, (kept[1].count, H, W, C).
         """
-        attended = self.attn(self.norm1(x), windows, bias)
-        x = x + attended if keep is None else torch.addcmul(x, attended, keep[0])
-        widened = self.mlp(self.norm2(x))
-        return x + widened if keep is None else torch.addcmul(x, widened, keep[1])
+        attends, widens = kept
+        if attends.count:
+            x = attends.add(x, self.attn(self.norm1(attends.take(x)), windows, bias))
+        else:
+            x = ZeroGradients.apply(x, *self.norm1.parameters(), *self.attn.parameters())
+        if not widens.count:
+            x = ZeroGradients.apply(x, *self.norm2.parameters(), *self.mlp.parameters())
+            return x, x[:0]
+        return x, self.mlp(self.norm2(widens.take(x)))
 
 
 class SwinStage(nn.Module):
@@ -133,15 +190,17 @@ class SwinStage(nn.Module):
             .unbind()
         )
 
-    def forward(self, x: Tensor, keep: Sequence[Tensor | None], recompute: bool) -> Tensor:
-        """x (B, H, W, C), `keep` one a block -> x's shape, before merging."""
+    def forward(self, x: Tensor, kept: Sequence[tuple[Kept, Kept]], recompute: bool) -> Tensor:
+        """x (B, H, W, C), `kept` one a block -> x's shape, before merging."""
         windows = {
             shift: map_windows(*x.shape[1:3], self.window, shift, x.device, x.dtype)
             for shift in {block.shift for block in self.blocks}
         }
-        for block, bias, weights in zip(self.blocks, self.position_biases(), keep, strict=True):
-            inputs = (x, windows[block.shift], bias, weights)
-            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+        for block, bias, images in zip(self.blocks, self.position_biases(), kept, strict=True):
+            inputs = (x, windows[block.shift], bias, images)
+            x, widened = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            if images[1].count:
+                x = images[1].add(x, widened)
         return x
 
 
@@ -170,26 +229,32 @@ class SwinBackbone(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def drop_path_weights(self, batch: int, like: Tensor) -> list[Tensor | None]:
-        """Stochastic depth (Huang et al. 2016), drawn for the whole backbone at once.
+    def draw_kept(self, batch: int, device: torch.device) -> list[tuple[Kept, Kept]]:
+        """Which images take which branch, one pair a block.
 
-        One (2, batch, 1, 1, 1) a block: 0 where an image skips a branch, else 1 / probability; the probability to skip
-        rises linearly from block to block. None a block outside training.
+        The probability to skip a branch rises linearly from block to block; outside training nothing is skipped. Drawn
+        on the host, which has to know what to compute.
         """
         blocks = sum(len(stage.blocks) for stage in self.stages)
         if not self.training or self.drop_path_rate == 0:
-            return [None] * blocks
-        kept = 1 - torch.linspace(0, self.drop_path_rate, blocks, device=like.device).view(-1, 1, 1, 1, 1, 1)
-        drawn = torch.rand(blocks, 2, batch, 1, 1, 1, device=like.device) < kept
-        return list((drawn / kept).to(like.dtype).unbind())
+            return [(Kept(batch, None, 1.0),) * 2] * blocks
+        probability = 1 - torch.linspace(0, self.drop_path_rate, blocks).repeat_interleave(2)
+        drawn = torch.rand(2 * blocks, batch) < probability[:, None]
+        counts = drawn.sum(dim=1).tolist()
+        indices = drawn.nonzero()[:, 1].to(device, non_blocking=True).split(counts)
+        kept = [
+            Kept(count, None if count == batch else index, 1 / keep)
+            for count, index, keep in zip(counts, indices, probability.tolist(), strict=True)
+        ]
+        return list(zip(kept[::2], kept[1::2], strict=True))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised -> one (B, C, H / 4 / 2**i, W / 4 / 2**i) a stage in `out_stages`, rounded up."""
         x = self.patch_embed(pixels)
-        keep = iter(self.drop_path_weights(len(x), x))
+        kept = iter(self.draw_kept(len(x), x.device))
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage(x, list(islice(keep, len(stage.blocks))), self.recompute and self.training)
+            x = stage(x, list(islice(kept, len(stage.blocks))), self.recompute and self.training)
             if i in self.out_stages:
                 maps.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
             if stage.downsample is not None:

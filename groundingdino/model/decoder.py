@@ -4,7 +4,6 @@ Axes: B images, Q queries, S image tokens, T text tokens, L levels, D width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.config import ModelConfig
@@ -12,6 +11,7 @@ from groundingdino.model.attention import DeformableAttention, FeedForward, Mult
 from groundingdino.model.feature_enhancer import ImageTokens
 from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast, inverse_sigmoid
 from groundingdino.model.positions import box_encoding
+from groundingdino.ops import Linear
 from groundingdino.structures import Prediction
 
 
@@ -57,8 +57,8 @@ class Decoder(nn.Module):
         width = config.width
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
-        self.position_fc1 = nn.Linear(2 * width, width)
-        self.position_fc2 = nn.Linear(width, width)
+        self.position_fc1 = Linear(2 * width, width)
+        self.position_fc2 = Linear(width, width)
         self.contrastive_heads = nn.ModuleList(ContrastiveHead() for _ in range(config.decoder_layers))
         self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(config.decoder_layers))
 
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         for layer, box_head in zip(self.layers, self.box_heads, strict=True):
             scaled = reference[:, :, None] * ratios
             position = box_encoding(scaled[:, :, 0], query.shape[-1] // 2).to(query.dtype)
-            position = self.position_fc2(F.relu(self.position_fc1(position)))
+            position = self.position_fc2(self.position_fc1(position, activation="relu"))
             query = layer(query, position, scaled, self_bias, memory, image, text_memory, text_bias)
             features.append(self.norm(query))
             # Two boxes a layer: the normed query's is the answer, the plain query's where the next layer looks.

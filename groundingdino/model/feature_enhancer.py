@@ -69,11 +69,15 @@ class ImageLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.width)
 
     def forward(self, memory: Tensor, image: ImageTokens, centers: Tensor, offset_scale: Tensor) -> Tensor:
-        """memory (B, S, D), centers (B, S, L, P, 2), offset_scale (1, 1, L, P, 2)."""
+        """memory (B, S, D), centers (B, S, L, P, 2), offset_scale (1, 1, L, P, 2).
+
+        Returns what `ffn_norm` has to be applied to. With the norm outside, a layer that is recomputed in the backward
+        pass ends before the feed-forward's second product, which no gradient inside needs.
+        """
         query = memory + image.position
         looked = self.attention(query, memory, centers, offset_scale, image.shapes, image.valid)
         memory = self.attention_norm(memory + looked)
-        return self.ffn_norm(memory + self.ffn(memory))
+        return memory + self.ffn(memory)
 
 
 class EnhancerLayer(nn.Module):
@@ -89,7 +93,7 @@ class EnhancerLayer(nn.Module):
         self, memory: Tensor, text_memory: Tensor, image: ImageTokens, text: TextBatch,
         text_position: Tensor, text_bias: Tensor, centers: Tensor, offset_scale: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """memory (B, S, D), text_memory (B, T, D); returns both."""
+        """memory (B, S, D), text_memory (B, T, D); returns both, memory without the image layer's last norm."""
         memory, text_memory = self.fusion(memory, text_memory, image.valid, text.valid)
         text_memory = self.text_layer(text_memory, text_position, text_bias)
         memory = self.image_layer(memory, image, centers, offset_scale)
@@ -120,4 +124,5 @@ class FeatureEnhancer(nn.Module):
                 memory, text_memory = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 memory, text_memory = layer(*inputs)
+            memory = layer.image_layer.ffn_norm(memory)
         return memory, text_memory

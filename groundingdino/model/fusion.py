@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundingdino.ops import Linear
+
 SCORE_LIMIT = 50000.0  # mmdet clamps scores here, so that float16 does not overflow
 
 
@@ -28,12 +30,12 @@ class Fusion(nn.Module):
         self.num_heads, self.dropout = num_heads, dropout
         self.image_norm = nn.LayerNorm(width)
         self.text_norm = nn.LayerNorm(width)
-        self.image_query = nn.Linear(width, fusion_width)
-        self.text_key = nn.Linear(width, fusion_width)
-        self.image_value = nn.Linear(width, fusion_width)
-        self.text_value = nn.Linear(width, fusion_width)
-        self.image_out = nn.Linear(fusion_width, width)
-        self.text_out = nn.Linear(fusion_width, width)
+        self.image_query = Linear(width, fusion_width)
+        self.text_key = Linear(width, fusion_width)
+        self.image_value = Linear(width, fusion_width)
+        self.text_value = Linear(width, fusion_width)
+        self.image_out = Linear(fusion_width, width)
+        self.text_out = Linear(fusion_width, width)
         self.image_scale = nn.Parameter(torch.full((width,), 1e-4))
         self.text_scale = nn.Parameter(torch.full((width,), 1e-4))
         for linear in (

@@ -1,8 +1,9 @@
 """What turns query features into logits and boxes (mmdet `dense_heads/grounding_dino_head.py`)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from groundingdino.ops import Linear
 
 START_BIAS = -4.6  # log of the prior probability 0.01
 
@@ -17,15 +18,15 @@ class BoxHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, width)
-        self.fc2 = nn.Linear(width, width)
-        self.fc3 = nn.Linear(width, 4)
+        self.fc1 = Linear(width, width)
+        self.fc2 = Linear(width, width)
+        self.fc3 = Linear(width, 4)
         nn.init.zeros_(self.fc3.weight)
         nn.init.zeros_(self.fc3.bias)
 
     def forward(self, query: Tensor) -> Tensor:
         """(..., D) -> (..., 4), float32 also under autocast."""
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(query))))).float()
+        return self.fc3(self.fc2(self.fc1(query, activation="relu"), activation="relu")).float()
 
 
 class ContrastiveHead(nn.Module):

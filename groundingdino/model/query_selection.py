@@ -6,11 +6,11 @@ Axes: B images, S image tokens, T text tokens, Q queries, D width.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.model.feature_enhancer import ImageTokens
 from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast
+from groundingdino.ops import Linear, linear
 from groundingdino.structures import Prediction
 
 ANCHOR_SIZE = 0.05  # of the image, on the finest level; doubles from level to level
@@ -50,7 +50,7 @@ class QuerySelection(nn.Module):
     def __init__(self, width: int, num_queries: int) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.fc = nn.Linear(width, width)
+        self.fc = Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.contrastive_head = ContrastiveHead()
         self.box_head = BoxHead(width)
@@ -63,7 +63,7 @@ class QuerySelection(nn.Module):
         memory = memory.masked_fill(~usable[..., None], 0.0)
         with torch.no_grad():  # ranks carry no gradient, so only the chosen tokens are computed with one
             # Autocast would keep the weight's half-precision copy, made without a gradient, for the use below as well.
-            projected = F.linear(memory, self.fc.weight.detach(), self.fc.bias.detach())
+            projected = linear(memory, self.fc.weight.detach(), self.fc.bias.detach())
             logits = contrast(self.norm(projected), text_memory, text_valid, self.contrastive_head.bias)
             best = logits.amax(dim=-1).topk(min(self.num_queries, memory.shape[1]), dim=1).indices[..., None]
         chosen = self.norm(self.fc(memory.gather(1, best.expand(-1, -1, memory.shape[-1]))))

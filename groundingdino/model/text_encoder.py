@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from groundingdino.config import TextConfig
 from groundingdino.model.attention import attention_bias
+from groundingdino.ops import Linear, linear
 from groundingdino.structures import TextBatch
 
 LAYER_NORM_EPS = 1e-12
@@ -37,27 +38,27 @@ class BertLayer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.attention_out = nn.Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(config.width, config.width)
+        self.value = Linear(config.width, config.width)
+        self.attention_out = Linear(config.width, config.width)
         self.attention_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.ffn_in = nn.Linear(config.width, config.ffn_width)
-        self.ffn_out = nn.Linear(config.ffn_width, config.width)
+        self.ffn_in = Linear(config.width, config.ffn_width)
+        self.ffn_out = Linear(config.ffn_width, config.width)
         self.ffn_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        for linear in (self.query, self.key, self.value, self.attention_out, self.ffn_in, self.ffn_out):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+        for projection in (self.query, self.key, self.value, self.attention_out, self.ffn_in, self.ffn_out):
+            nn.init.normal_(projection.weight, std=0.02)
+            nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x (B, T, width), bias (B, 1, T, T) from `attention_bias`."""
         projections = (self.query, self.key, self.value)
         weight, offset = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-        qkv = F.linear(x, weight, offset).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = linear(x, weight, offset).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # (B, heads, T, width / heads)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
         x = self.attention_norm(x + self.attention_out(context))
-        return self.ffn_norm(x + self.ffn_out(F.gelu(self.ffn_in(x))))
+        return self.ffn_norm(x + self.ffn_out(self.ffn_in(x, activation="gelu")))
 
 
 class TextEncoder(nn.Module):
@@ -67,7 +68,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_layers))
-        self.projection = nn.Linear(config.width, width)
+        self.projection = Linear(config.width, width)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
