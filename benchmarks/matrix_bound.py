@@ -3,6 +3,8 @@
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +16,27 @@ REPEATS = 3
 aten = torch.ops.aten
 
 
+def attention_flops(products: int, *args: Any) -> int:
+    """Of so many products of window attention, whose arguments end as (qkv, padding, bias, token, place, mask)."""
+    qkv, _, _, token, *_ = args[-6:]
+    batch, _, _, heads, channels = qkv.shape
+    return products * 2 * batch * heads * channels * token.shape[0] * token.shape[1] ** 2
+
+
+# By name, what torch has no formula for. What is in neither place, as deformable attention, counts nothing.
+FORMULAS: dict[str, Callable[..., int]] = {
+    "mkldnn._linear_pointwise": lambda x, weight, *_: 2 * x.numel() * weight.shape[0],
+    "groundingdino.window_attention": partial(attention_flops, 2),
+    "groundingdino.window_attention_backward": partial(attention_flops, 5),
+    "aten._scaled_dot_product_flash_attention_for_cpu": lambda *args: sdpa_flop_count(*(x.shape for x in args[:3])),
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": lambda *args: (
+        5 * sdpa_flop_count(*(x.shape for x in args[1:4])) // 2  # 5 products instead of 2
+    ),
+}
+
+
 class MatrixWork(TorchDispatchMode):
-    """Counts FLOPs of products, convolutions and attention. Operators of our own have no formula and count nothing."""
+    """Counts FLOPs of products, convolutions and attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,21 +45,23 @@ class MatrixWork(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func._overloadpacket
-        if packet not in flop_registry and packet is not aten._scaled_dot_product_flash_attention_for_cpu:
+        formula = FORMULAS.get(str(packet))
+        if formula is None and packet not in flop_registry:
             with self:
                 result = func.decompose(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
         result = func(*args, **(kwargs or {}))
-        if packet in flop_registry:
+        if formula is not None:
+            self.flops += formula(*args)
+        elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:  # has no formula in torch 2.9
-            self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            self.flops += 5 * sdpa_flop_count(*(x.shape for x in args[1:4])) // 2  # 5 products instead of 2
         if packet in (aten.mm, aten.addmm):
             left, right = args[-2:]
             self.shapes[left.shape[0], left.shape[1], right.shape[1]] += 2 * left.numel() * right.shape[1]
+        elif str(packet) == "mkldnn._linear_pointwise":
+            rows, (out, width) = args[0].flatten(0, -2).shape[0], args[1].shape
+            self.shapes[rows, width, out] += 2 * rows * width * out
         return result
 
 

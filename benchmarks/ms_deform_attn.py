@@ -6,7 +6,7 @@ python -m benchmarks ms_deform_attn [--rounds 5] [--threads 2] [--device cpu]
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import tyro
@@ -52,7 +52,7 @@ def inputs(part: Literal["encoder", "decoder"]) -> tuple[Tensor, Tensor, Tensor]
     return value, locations[None], weights.view(1, -1, HEADS, len(SHAPES), POINTS)
 
 
-def measure(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+def measure(functions: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median milliseconds of each, called in turn; one round before that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
@@ -84,7 +84,7 @@ def compare(part: Literal["encoder", "decoder"], rounds: int, device: torch.devi
     print_row(f"{part} backward", backwards, rounds, device)
 
 
-def print_row(name: str, functions: dict[str, Callable], rounds: int, device: torch.device) -> None:
+def print_row(name: str, functions: Mapping[str, Callable], rounds: int, device: torch.device) -> None:
     """Print medians, their ratio, and by how much of its maximum the first result differs."""
     composite, kernel = (tree_leaves(function())[0] for function in functions.values())
     difference = float((composite - kernel).abs().max() / composite.abs().max())

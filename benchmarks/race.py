@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +146,7 @@ class Measured:
         return statistics.median(answer[name] for answer in self.answers)
 
 
-def alternate(rounds: int, calls: dict[str, Callable[[], dict[str, float]]]) -> dict[str, Measured]:
+def alternate(rounds: int, calls: Mapping[str, Callable[[], dict[str, float]]]) -> dict[str, Measured]:
     """Each call once a round, in turn, so that a slow minute of the machine meets all of them."""
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
     for _ in range(rounds):

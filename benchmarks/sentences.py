@@ -7,6 +7,7 @@ documentation shows, gets the image anew with each sentence, so one sentence a r
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -50,12 +51,10 @@ def main(options: Options) -> None:
         ours.call("sentences", inputs, alone, captions=captions[: options.check], batch_size=1)
         theirs.call("infer", inputs, peer)
         photographs = {
-            f"{count} sentences": lambda count=count: ours.call(
-                "sentences", inputs, captions=captions[:count], batch_size=batch
-            )
+            f"{count} sentences": partial(ours.call, "sentences", inputs, captions=captions[:count], batch_size=batch)
             for count in COUNTS
         }
-        measured = alternate(options.rounds, {**photographs, "transformers": lambda: theirs.call("infer", inputs)})
+        measured = alternate(options.rounds, {**photographs, "transformers": partial(theirs.call, "infer", inputs)})
         expected = load_file(peer)["scores"][0].sort(descending=True).values
         first = load_file(batched)["scores"][0]
         apart = (first - expected[: len(first)]).abs().max().item()

@@ -94,6 +94,8 @@ class Side:
     def categories(self, inputs: Inputs, names: list[str]) -> dict[str, float]:
         """As the predictor is used; the number of captions that the names were split into."""
         prompt = self.predictor.encode_prompt(Categories(names))
+        height, width = inputs["photograph"].shape[1:]
+        self.predictor.scale = min(height, width), max(height, width)  # as it is
         self.predictor.predict(inputs["photograph"], prompt)
         return {"pieces": len(prompt.resolved.pieces)}
 

@@ -6,6 +6,7 @@ Ours also computes the denoising queries and their losses, which transformers do
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import tyro
 
@@ -53,11 +54,11 @@ def main(options: Options) -> None:
         for checkpointing in (True, False):
             flops = ours.call("matrix_work", inputs, of="train", checkpointing=checkpointing)["flops"]
             calls = {
-                "ours": lambda on=checkpointing: ours.call("train", inputs, checkpointing=on),
-                "addmm": lambda: ours.call("matrix_rate"),
+                "ours": partial(ours.call, "train", inputs, checkpointing=checkpointing),
+                "addmm": partial(ours.call, "matrix_rate"),
             }
             if checkpointing or options.plain_transformers:
-                calls["transformers"] = lambda on=checkpointing: theirs.call("train", inputs, checkpointing=on)
+                calls["transformers"] = partial(theirs.call, "train", inputs, checkpointing=checkpointing)
             alternate(1, calls)  # warms up all alike
             results[checkpointing] = alternate(options.rounds, calls), flops
     print(options.heading(f"training step with one {options.height}x{options.width} image"))

@@ -55,11 +55,11 @@ def write_models(folder: Path, size: str, with_transformers: bool = True) -> Non
     with torch.no_grad():
         model.query_embedding.weight.copy_(model.query_embedding.weight[:1].expand_as(model.query_embedding.weight))
         words = torch.tensor([1.0, -1.0]).repeat(model.config.width // 2)
-        model.feature_enhancer.layers[-1].text_layer.ffn_norm.bias.copy_(words)
+        model.get_parameter("feature_enhancer.layers.5.text_layer.ffn_norm.bias").copy_(words)
         model.query_selection.fc.bias.copy_(-BORDER_BIAS * words)
         model.query_selection.norm.bias.zero_()
         for contrastive_head in model.decoder.contrastive_heads:
-            contrastive_head.bias.zero_()
+            contrastive_head.get_parameter("bias").zero_()
         for head in (model.query_selection.box_head, *model.decoder.box_heads):
             head.fc3.weight.mul_(BOX_STEP)
             head.fc3.bias.mul_(BOX_STEP)

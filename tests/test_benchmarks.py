@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 benchmarks = pytest.importorskip("benchmarks.__main__", reason="benchmarks are not installed: run from the repository")
 from benchmarks import matrix_bound, race, workload  # noqa: E402
+from groundingdino.ops.window_attention import Windows, window_attention  # noqa: E402
 from groundingdino.text import default_tokenizer, finish_caption  # noqa: E402
 
 
@@ -39,6 +40,24 @@ def test_matrix_work_of_attention_is_two_products_forward_and_five_backward(infe
         if not inference:
             out.sum().backward()
             assert work.flops == 7 * product
+
+
+def test_matrix_work_of_the_operators_that_torch_has_no_formula_for():
+    tokens, heads, channels, places = 10, 2, 4, 6  # two windows of six places, two of them padding
+    token = torch.arange(2 * places).clamp(max=tokens).view(2, places)
+    qkv, padding = torch.randn(1, tokens, 3, heads, channels, requires_grad=True), torch.zeros(3, heads, channels)
+    windows = Windows(token, torch.arange(tokens), None)
+    with matrix_bound.MatrixWork() as work:
+        window_attention(qkv, padding, torch.zeros(heads, places, places), windows).sum().backward()
+    assert work.flops == 7 * 2 * len(token) * heads * places * places * channels
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_matrix_work_of_a_fused_linear_layer():
+    x, weight, bias = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5)
+    with torch.inference_mode(), matrix_bound.MatrixWork() as work:
+        torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+    assert work.flops == work.shapes[6, 4, 5] == 2 * 6 * 4 * 5
 
 
 def test_agreement_compares_boxes_as_sets(tmp_path):
