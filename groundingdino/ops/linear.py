@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Literal["none", "relu", "gelu"]
+MANY_ROWS = 256  # from which on copying the weight costs little
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
 
@@ -27,6 +28,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
         (..., out).
     """
     if _by_onednn(x, weight):
+        if weight.shape[0] <= weight.shape[1] and x.numel() >= MANY_ROWS * x.shape[-1]:
+            weight = weight.T.contiguous().T  # the order in memory in which narrow products are a quarter faster
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
     return _ACTIVATIONS[activation](F.linear(x, weight, bias))
 
