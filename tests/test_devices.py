@@ -153,9 +153,9 @@ def test_freed_memory_goes_back_unless_the_user_decides(monkeypatch):
     calls = []
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *a: calls.append(a)))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
-    devices.return_freed_memory(torch.device("cpu"))
+    devices.keep_freed_memory(torch.device("cpu"))
     assert calls == []
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
-    devices.return_freed_memory(torch.device("meta"))
-    devices.return_freed_memory(torch.device("cpu"))
+    devices.keep_freed_memory(torch.device("meta"))
+    devices.keep_freed_memory(torch.device("cpu"))
     assert calls == [(-3, 8 * 1024 * 1024)]

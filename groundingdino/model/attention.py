@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundingdino.ops import Linear, linear, ms_deform_attn
+from groundingdino.ops import LastLinear, Linear, linear, ms_deform_attn
 
 
 def attention_bias(attends: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden_width)
-        self.fc2 = Linear(hidden_width, width)
+        self.fc2 = LastLinear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import BackboneConfig
-from groundingdino.ops import Linear, Windows, window_attention
+from groundingdino.ops import LastLinear, Linear, Windows, window_attention
 
 MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
 
@@ -124,7 +124,7 @@ class Mlp(nn.Module):
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
         self.fc1 = Linear(channels, hidden_channels)
-        self.fc2 = Linear(hidden_channels, channels)
+        self.fc2 = LastLinear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
