@@ -149,7 +149,7 @@ def test_cpu_helpers_do_nothing_and_report_memory():
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_freed_memory_goes_back_unless_the_user_decides(monkeypatch):
+def test_freed_memory_is_kept_unless_the_user_decides(monkeypatch):
     calls = []
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *a: calls.append(a)))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
@@ -158,4 +158,4 @@ def test_freed_memory_goes_back_unless_the_user_decides(monkeypatch):
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
     devices.keep_freed_memory(torch.device("meta"))
     devices.keep_freed_memory(torch.device("cpu"))
-    assert calls == [(-3, 8 * 1024 * 1024)]
+    assert calls == [(-3, 32 << 20), (-1, 512 << 20)]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Activation = Literal["none", "relu", "gelu"]
+# MKL comes with builds for x86 only; elsewhere oneDNN's float32 products have not been measured.
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 MANY_ROWS = 256  # from which on copying the weight costs little
 
 
@@ -27,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     Returns:
         (..., out).
     """
-    if not _has_onednn(x, weight):
+    if not by_onednn(x, weight):
         x = F.linear(x, weight, bias)
     elif not torch.is_grad_enabled():
         return _product(x, weight, bias, activation)
@@ -59,14 +61,10 @@ class LastLinear(Linear):
         return super().forward(x, activation)
 
 
-def _has_onednn(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkl.is_available()  # builds for x86 only; elsewhere oneDNN's float32 has not been measured
-    )
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is oneDNN's."""
+    on_cpu = HAS_ONEDNN and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return on_cpu and x.dtype == weight.dtype == torch.float32
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:

@@ -1,0 +1,103 @@
+"""Linear layers: oneDNN's products and torch's own compute the same."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groundingdino.ops import LastLinear, Linear, linear
+from groundingdino.ops.linear import MANY_ROWS, by_onednn
+
+ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU(), "gelu": nn.GELU()}
+# rows, in, out: narrow and wide, few rows and many, one that no vector length divides
+SIZES = [((2, 3), 16, 40), ((2, MANY_ROWS), 48, 16), ((MANY_ROWS, 1, 2), 16, 16), ((5,), 7, 3), ((0, 3), 8, 4)]
+TOLERANCE = 3e-6  # float32 sums of up to 48 products, of size about 1, in another order
+
+
+def arguments(rows: tuple[int, ...], width_in: int, width_out: int, with_bias: bool = True) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    return [randn(*rows, width_in), randn(width_out, width_in) / width_in**0.5, randn(width_out) if with_bias else None]
+
+
+def output_and_gradients(function, tensors: list[Tensor | None]) -> list[Tensor]:
+    leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
+    out = function(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad)]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_output_and_gradients_equal_float64s(size, activation, with_bias):
+    tensors = arguments(*size, with_bias)
+
+    def plain(x, weight, bias=None):
+        return ACTIVATIONS[activation](nn.functional.linear(x, weight, bias))
+
+    exact = output_and_gradients(plain, [None if t is None else t.double() for t in tensors])
+    actual = output_and_gradients(lambda *t: linear(*t, activation), tensors)
+    scale = max(1, torch.tensor(size[0]).prod().item()) ** 0.5  # the weight's gradient sums over rows
+    for a, b in zip(actual, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=TOLERANCE * scale)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(*tensors, activation).double(), exact[0], rtol=0, atol=TOLERANCE)
+
+
+def test_with_and_without_gradient_the_result_is_the_same_to_rounding():
+    x, *_ = arguments((MANY_ROWS,), 48, 16)
+    for layer in (Linear(48, 16), LastLinear(48, 16)):
+        with_gradient = layer(x)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), with_gradient.detach(), rtol=0, atol=1e-6)
+
+
+def test_what_needs_no_gradient_gets_none():
+    x, weight, bias = arguments((4,), 8, 4)
+    weight.requires_grad_()
+    linear(x, weight, bias).sum().backward()
+    assert x.grad is None and bias.grad is None and weight.grad is not None
+
+
+def test_its_state_is_that_of_torchs_layer():
+    assert Linear(3, 2).state_dict().keys() == nn.Linear(3, 2).state_dict().keys()
+    assert Linear(3, 2, bias=False).bias is None
+
+
+def test_recomputation_stops_before_the_last_product():
+    first, last = Linear(8, 16), LastLinear(16, 8)
+    x = torch.randn(4, 8, requires_grad=True)
+    seen = []
+    hook = last.register_forward_hook(lambda *_: seen.append(None))  # is only reached where the product was computed
+    checkpoint(lambda y: last(first(y, activation="gelu")), x, use_reentrant=False).sum().backward()
+    hook.remove()
+    assert len(seen) == 1
+    assert x.grad is not None and first.weight.grad is not None and last.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_and_autocast_run_as_torchs_own(dtype):
+    x, weight, bias = (t.to(dtype) for t in arguments((6,), 8, 4))
+    assert not by_onednn(x, weight)
+    assert torch.equal(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*arguments((6,), 8, 4)).dtype == torch.bfloat16
+
+
+def test_without_onednn_it_is_torchs_own(monkeypatch):
+    tensors = arguments((6,), 8, 4)
+    monkeypatch.setattr(sys.modules["groundingdino.ops.linear"], "HAS_ONEDNN", False)
+    assert torch.equal(linear(*tensors, "relu"), nn.functional.linear(*tensors).relu())
+
+
+def test_it_compiles_into_one_graph():
+    tensors = arguments((6,), 8, 4)
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    for a, b in zip(output_and_gradients(compiled, tensors), output_and_gradients(linear, tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
