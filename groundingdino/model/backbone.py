@@ -10,7 +10,7 @@ Axes: B images, H/W of the map, N tokens of a window, C channels, M heads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -239,12 +239,12 @@ class SwinBackbone(nn.Module):
         if not self.training or self.drop_path_rate == 0:
             return [(Kept(batch, None, 1.0),) * 2] * blocks
         probability = 1 - torch.linspace(0, self.drop_path_rate, blocks).repeat_interleave(2)
-        drawn = torch.rand(2 * blocks, batch) < probability[:, None]
-        counts = drawn.sum(dim=1).tolist()
-        indices = drawn.nonzero()[:, 1].to(device, non_blocking=True).split(counts)
+        drawn = (torch.rand(2 * blocks, batch) < probability[:, None]).tolist()
+        numbers = [[image for image, taken in enumerate(images) if taken] for images in drawn]
+        indices = torch.tensor(list(chain.from_iterable(numbers)), dtype=torch.int64).to(device, non_blocking=True)
         kept = [
-            Kept(count, None if count == batch else index, 1 / keep)
-            for count, index, keep in zip(counts, indices, probability.tolist(), strict=True)
+            Kept(len(index), None if len(index) == batch else index, 1 / keep)
+            for index, keep in zip(indices.split([len(n) for n in numbers]), probability.tolist(), strict=True)
         ]
         return list(zip(kept[::2], kept[1::2], strict=True))
 
