@@ -1,4 +1,7 @@
-"""The least time that a computation can take on this machine: its matrix FLOPs over the rate that addmm reaches."""
+"""The least time that a computation can take on this machine: its matrix FLOPs over the rate that products reach.
+
+The rate is that of torch's addmm, which every torch program has; `groundingdino.ops.linear` reaches a higher one.
+"""
 
 import statistics
 import time
@@ -10,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from groundingdino.ops import linear
 
 SHARE = 0.8  # of the FLOPs in plain products: their most frequent shapes are what the rate is measured at
 REPEATS = 3
@@ -65,19 +70,25 @@ class MatrixWork(TorchDispatchMode):
         return result
 
 
-def rate(shapes: Counter[tuple[int, int, int]]) -> float:
-    """FLOPs a second of addmm over the shapes that carry most of the work, each weighted by its work."""
-    total, done, needed = sum(shapes.values()), 0, 0.0
+@torch.inference_mode()
+def rates(shapes: Counter[tuple[int, int, int]]) -> dict[str, float]:
+    """FLOPs a second of addmm and of our linear layers over the shapes that carry most of the work, by their work."""
+    total, done, needed = sum(shapes.values()), 0, {"addmm": 0.0, "linear": 0.0}
     for (m, k, n), flops in shapes.most_common():
         left, weight, bias = torch.randn(m, k), torch.randn(n, k), torch.randn(n)
         out = torch.empty(m, n)
-        times = []
-        for _ in range(REPEATS):
-            started = time.perf_counter()
-            torch.addmm(bias, left, weight.mT, out=out)
-            times.append(time.perf_counter() - started)
-        needed += flops / (2 * m * k * n) * statistics.median(times)
+        products = {
+            "addmm": partial(torch.addmm, bias, left, weight.mT, out=out),
+            "linear": partial(linear, left, weight, bias),
+        }
+        for name, product in products.items():
+            times = []
+            for _ in range(REPEATS):
+                started = time.perf_counter()
+                product()
+                times.append(time.perf_counter() - started)
+            needed[name] += flops / (2 * m * k * n) * statistics.median(times)
         done += flops
         if done >= SHARE * total:
             break
-    return done / needed
+    return {name: done / seconds for name, seconds in needed.items()}

@@ -41,7 +41,7 @@ def rows(checkpointing: bool, measured: dict[str, Measured], flops: float | None
         print(row(f"{kind}: times as fast", f"{ratio:.2f}", *target))
     print(row(f"{kind}: ours, peak", gib(mine.peak), f"{limit} GiB", mine.peak <= limit * 1024))
     if flops is not None:
-        rate = measured["addmm"].median("rate")
+        rate = measured["addmm"].median("addmm")
         work = f"{flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s of addmm = {flops / rate:.1f} s"
         print(row(f"{kind}: share of the matrix bound", f"{flops / rate / mine.seconds:.0%} ({work})"))
 

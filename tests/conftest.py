@@ -1,5 +1,6 @@
 """Shared paths and a single thread a test process, so that numbers and times do not depend on the machine."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,11 @@ def golden() -> Path:
 
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["kernels", "plain torch"])
+def each_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test twice: with our kernels and oneDNN's products where they can be had, and without."""
+    if request.param == "plain torch":
+        monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
+        monkeypatch.setattr(importlib.import_module("groundingdino.ops.linear"), "HAS_ONEDNN", False)

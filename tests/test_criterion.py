@@ -22,6 +22,7 @@ TRAIN_CASES = ("one_image", "mixed_batch", "empty_target")
 
 @pytest.mark.parametrize("name", TRAIN_CASES)
 @pytest.mark.parametrize("recompute", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.usefixtures("each_path")
 def test_losses_and_gradients_equal_mmdets(name, recompute):
     case, golden = load_case("train", name)
     images, text, targets = training_batch(case, golden)

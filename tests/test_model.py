@@ -51,6 +51,7 @@ def taps(model):
 
 
 @pytest.mark.parametrize("name", INFER_CASES)
+@pytest.mark.usefixtures("each_path")
 @torch.no_grad()
 def test_every_tap_from_backbone_to_boxes_equals_mmdet(name, model, taps):
     case, golden = load_case("infer", name)
