@@ -77,7 +77,6 @@ class Side:
 
     def train(self, inputs: Inputs, checkpointing: bool) -> dict[str, float]:
         """Forward, loss and backward, denoising queries included."""
-        devices.keep_freed_memory(self.device)  # as the trainer does
         self.model.train().set_activation_checkpointing(checkpointing)
         loss = self.step(images_of(inputs), text_of(inputs), targets_of(inputs))["loss"]
         loss.backward()

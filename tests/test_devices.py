@@ -153,9 +153,10 @@ def test_freed_memory_is_kept_unless_the_user_decides(monkeypatch):
     calls = []
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *a: calls.append(a)))
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
-    devices.keep_freed_memory(torch.device("cpu"))
+    devices.configure(CPU)
     assert calls == []
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
-    devices.keep_freed_memory(torch.device("meta"))
-    devices.keep_freed_memory(torch.device("cpu"))
+    devices.configure(torch.device("meta"))
+    assert calls == []
+    devices.configure(CPU)
     assert calls == [(-3, 32 << 20), (-1, 512 << 20)]

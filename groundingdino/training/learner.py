@@ -46,7 +46,6 @@ class Learner:
     """
 
     def __init__(self, model: GroundingDINO, criterion: Criterion, config: TrainConfig, device: torch.device) -> None:
-        devices.keep_freed_memory(device)
         self.model = model.to(device)
         self.criterion = criterion
         optim.freeze(model, config.freeze)
