@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from groundingdino import devices, distributed  # before torch: it settles how large tensors get memory
+from groundingdino import distributed  # before torch: it settles how large tensors get memory
 
 # isort: split
 import torch

@@ -14,6 +14,8 @@ from groundingdino.training.trainer import fit
 SINGLE = "finetune_refcoco_train.json"
 JOINED = "joined.json"
 SIDE = 112  # pixels of the short side
+# A rocket seven pixels wide is learned in the first round or not, as rounding has it; training goes on until it is.
+ROUNDS = 4
 
 
 def shrink(photos: Path, root: Path) -> None:
@@ -67,4 +69,10 @@ def test_a_small_model_overfits_the_18_expressions_of_four_photographs(golden: P
         ema_decay=0.0, pictures=0, device="cpu", save_every=10**6,
     )  # fmt: skip
     assert len(json.loads((tmp_path / SINGLE).read_text())["images"]) == 18
-    assert fit(config).figures["train"]["precision@1"] == 1.0
+    init = None
+    for round_ in range(ROUNDS):
+        found = fit(replace(config, run=tmp_path / f"run{round_}", init=init)).figures["train"]["precision@1"]
+        if found == 1.0:
+            break
+        init = tmp_path / f"run{round_}" / "final.safetensors"
+    assert found == 1.0
