@@ -35,7 +35,6 @@ from groundingdino.text import collate_text, default_tokenizer
 
 THRESHOLD = 0.3  # default of every mode but referring
 TOP_K_PER_CAPTION = 300  # mmdet's cut, for each piece of a category list
-PAIRS_AT_ONCE = 4  # (image, caption) pairs in one pass behind the two halves: bounds the memory
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 
 
@@ -132,6 +131,7 @@ class Predictor:
         self._dtype = torch.float32 if mixed else devices.PRECISIONS[base]
         self.model = model.eval().to(self.device, self._dtype)
         self.scale = scale
+        self.pairs_at_once = devices.pairs_at_once(self.device)
         self.tokenizer = default_tokenizer()
 
     def __call__(self, images: Any, prompts: Any = None, **options: Any) -> Detections | list[Detections]:
@@ -279,7 +279,7 @@ class Predictor:
         captions = {piece.caption.token_ids: piece.caption for prompt in new for piece in prompt.pieces}
         features: dict[tuple[int, ...], Tensor] = {}
         remaining = iter(captions.items())
-        while group := list(islice(remaining, PAIRS_AT_ONCE)):
+        while group := list(islice(remaining, self.pairs_at_once)):
             batch = to_device(collate_text([caption for _, caption in group], limit), self.device)
             with devices.autocast(self.device, self._autocast):
                 encoded = self.model.encode_text(batch)  # (B, T, D)
@@ -303,8 +303,8 @@ class Predictor:
         ]
         keep = max(TOP_K_PER_CAPTION, limits.top_k or 0)
         parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in pairs]
-        for start in range(0, len(work), PAIRS_AT_ONCE):
-            batch = work[start : start + PAIRS_AT_ONCE]
+        for start in range(0, len(work), self.pairs_at_once):
+            batch = work[start : start + self.pairs_at_once]
             captions = [piece.caption for _, _, piece, _ in batch]
             text = to_device(collate_text(captions, self.model.config.max_tokens), self.device)
             features = _padded([feature for *_, feature in batch], text)

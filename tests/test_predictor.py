@@ -26,7 +26,9 @@ EVERYTHING = {"threshold": 0.0, "top_k": 1_000_000}
 
 @pytest.fixture(scope="module")
 def predictor():
-    return Predictor(tiny_model(), scale=SCALE)
+    predictor = Predictor(tiny_model(), scale=SCALE)
+    predictor.pairs_at_once = 4  # as on an accelerator, so that images and captions are padded to each other
+    return predictor
 
 
 @pytest.fixture(scope="module")
