@@ -47,18 +47,16 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, activation)
 
 
-class LastLinear(Linear):
+class LastLinear(nn.Linear):
     """The last product of a block whose activations may be computed again in the backward pass.
 
     torch's own product keeps its inputs *before* it computes, and recomputation stops when the last input is there; so
     under autograd this one is torch's, and is never computed twice.
     """
 
-    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if torch.is_grad_enabled():
-            return nn.Linear.forward(self, x)
-        return super().forward(x, activation)
+        return super().forward(x) if torch.is_grad_enabled() else linear(x, self.weight, self.bias)
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
