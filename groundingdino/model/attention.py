@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundingdino.ops import LastLinear, Linear, linear, ms_deform_attn
+from groundingdino.ops import Activation, LastLinear, Linear, linear, ms_deform_attn
 
 
 def attention_bias(attends: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,16 +55,17 @@ class MultiheadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, Linear; the caller adds the residual."""
+    """Linear, activation, Linear; the caller adds the residual."""
 
-    def __init__(self, width: int, hidden_width: int) -> None:
+    def __init__(self, width: int, hidden_width: int, activation: Activation = "relu") -> None:
         super().__init__()
+        self.activation = activation
         self.fc1 = Linear(width, hidden_width)
         self.fc2 = LastLinear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(self.fc1(x, activation="relu"))
+        return self.fc2(self.fc1(x, self.activation))
 
 
 class DeformableAttention(nn.Module):

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import BackboneConfig
-from groundingdino.ops import LastLinear, Linear, Windows, window_attention
+from groundingdino.model.attention import FeedForward
+from groundingdino.ops import Linear, Windows, window_attention
 
 MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
 
@@ -118,19 +119,6 @@ class WindowAttention(nn.Module):
         return self.proj(window_attention(qkv.unflatten(-1, split), padding, bias, windows).view(x.shape))
 
 
-class Mlp(nn.Module):
-    """Linear, GELU, Linear."""
-
-    def __init__(self, channels: int, hidden_channels: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(channels, hidden_channels)
-        self.fc2 = LastLinear(hidden_channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return self.fc2(self.fc1(x, activation="gelu"))
-
-
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP."""
 
@@ -140,7 +128,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, num_heads, window)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = Mlp(channels, 4 * channels)
+        self.mlp = FeedForward(channels, 4 * channels, "gelu")
 
     def forward(self, x: Tensor, windows: Windows, bias: Tensor, kept: tuple[Kept, Kept]) -> tuple[Tensor, Tensor]:
         """One block but for the last sum.

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundingdino.ops.cpu_library import call, has_kernel, workspace_size
-from groundingdino.ops.ms_deform_attn import check_arguments, pairs, requested_backend
+from groundingdino.ops.cpu_library import call, use_kernel, workspace_size
+from groundingdino.ops.ms_deform_attn import check_arguments, pairs
 from groundingdino.ops.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
 
 
 def forward(
     value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, instruction_set: int | None = None
 ) -> Tensor:
-    """The kernel for float32 or float64 tensors on the CPU; arguments as the operator's. Needs `has_kernel`.
+    """The kernel for float32 or float64 tensors on the CPU; arguments as the operator's. Needs `library()`.
 
     `instruction_set` is at most `best_instruction_set()`, which it is if None.
     """
@@ -55,13 +55,9 @@ def _sizes(value: Tensor, shapes: Sequence[int], locations: Tensor) -> tuple[int
     return (batch, tokens, heads, channels, queries, levels, points, torch.get_num_threads(), *shapes)
 
 
-def _use_kernel(tensor: Tensor) -> bool:
-    return requested_backend() != "composite" and has_kernel(tensor.dtype)
-
-
 @torch.library.impl("groundingdino::ms_deform_attn", "cpu")
 def _forward_cpu(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    if _use_kernel(value):
+    if use_kernel(value):
         return forward(value, shapes, locations, weights)
     return ms_deform_attn_reference(value, pairs(shapes), locations, weights)
 
@@ -70,6 +66,6 @@ def _forward_cpu(value: Tensor, shapes: Sequence[int], locations: Tensor, weight
 def _backward_cpu(
     grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _use_kernel(value):
+    if use_kernel(value):
         return backward(grad_output, value, shapes, locations, weights)
     return ms_deform_attn_backward_reference(grad_output, value, pairs(shapes), locations, weights)

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from groundingdino.ops.ms_deform_attn import requested_backend
+
 HOW_TO_BUILD = "with GCC or Clang installed, run `pip install --no-deps --force-reinstall -e .` in the repository"
 _SUFFIXES = {torch.float32: "float", torch.float64: "double"}
 _WORKSPACES = ("msda_forward", "msda_backward", "window_forward", "window_backward")
@@ -48,9 +50,9 @@ def best_instruction_set() -> int:
     return library().best_isa()
 
 
-def has_kernel(dtype: torch.dtype) -> bool:
-    """Whether tensors of this type have one."""
-    return dtype in _SUFFIXES and library() is not None
+def use_kernel(tensor: Tensor) -> bool:
+    """Whether tensors of this type have one, and the user does not ask for the composites."""
+    return tensor.dtype in _SUFFIXES and requested_backend() != "composite" and library() is not None
 
 
 def workspace_size(kernel: str, sizes: Sequence[int]) -> int:

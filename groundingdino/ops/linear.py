@@ -30,13 +30,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
         (..., out).
     """
     if not by_onednn(x, weight):
-        x = F.linear(x, weight, bias)
-    elif not torch.is_grad_enabled():
+        out = F.linear(x, weight, bias)
+        return out if activation == "none" else F.relu(out) if activation == "relu" else F.gelu(out)
+    if not torch.is_grad_enabled():
         return _product(x, weight, bias, activation)
-    else:
-        x = _Product.apply(x, weight, bias, "relu" if activation == "relu" else "none")
-        activation = "none" if activation == "relu" else activation
-    return x if activation == "none" else F.relu(x) if activation == "relu" else F.gelu(x)
+    if activation == "gelu":  # its gradient needs what went into it
+        return F.gelu(_Product.apply(x, weight, bias, "none"))
+    return _Product.apply(x, weight, bias, activation)
 
 
 class Linear(nn.Linear):

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundingdino.ops.cpu_library import call, has_kernel, workspace_size
-from groundingdino.ops.ms_deform_attn import requested_backend
+from groundingdino.ops.cpu_library import call, use_kernel, workspace_size
 
 INPUTS = "Tensor qkv, Tensor padding, Tensor bias, Tensor token, Tensor place, Tensor? mask"
 SCHEMA = f"({INPUTS}) -> Tensor"
@@ -50,7 +49,7 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Window
 
 def window_attention_reference(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
     """`window_attention` in plain torch, on every device."""
-    parts = _partition(torch.cat((qkv, padding.expand(len(qkv), 1, -1, -1, -1)), dim=1), windows)
+    parts = _partition(qkv, padding, windows)
     if windows.mask is not None:
         bias = bias + windows.mask[:, None]  # (W, M, N, N)
     if not bias.requires_grad:
@@ -70,8 +69,8 @@ def window_attention_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, padding and bias in plain torch."""
     batch, tokens, _, heads, channels = qkv.shape
-    q, k, v = _partition(torch.cat((qkv, padding.expand(batch, 1, -1, -1, -1)), dim=1), windows)
-    grad_out = _partition(F.pad(grad[:, :, None], (0, 0, 0, 0, 0, 0, 0, 1)), windows)[0]
+    q, k, v = _partition(qkv, padding, windows)
+    grad_out = _partition(grad[:, :, None], grad.new_zeros(1, heads, channels), windows)[0]
     scores = (q @ k.mT * channels**-0.5).unflatten(0, (batch, -1)) + bias
     if windows.mask is not None:
         scores = scores + windows.mask[:, None]
@@ -85,14 +84,15 @@ def window_attention_backward_reference(
     return summed[:, :tokens].contiguous(), summed[:, tokens].sum(dim=0), grad_scores.sum(dim=0)
 
 
-def _partition(rows: Tensor, windows: Windows) -> Tensor:
-    """(B, S + 1, P, M, C), the last row being that of the padding -> (P, B * W, M, N, C)."""
+def _partition(tokens: Tensor, padding: Tensor, windows: Windows) -> Tensor:
+    """(B, S, P, M, C) and what stands for every padded place, (P, M, C) -> (P, B * W, M, N, C)."""
+    rows = torch.cat((tokens, padding.expand(len(tokens), 1, -1, -1, -1)), dim=1)
     gathered = rows.index_select(1, windows.token.flatten())
     return gathered.view(-1, windows.token.shape[1], *rows.shape[2:]).permute(2, 0, 3, 1, 4)
 
 
 def forward(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, instruction_set: int | None = None) -> Tensor:
-    """The kernel for float32 or float64 tensors on the CPU. Needs `has_kernel`."""
+    """The kernel for float32 or float64 tensors on the CPU. Needs `library()`."""
     out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
     sizes = _sizes(qkv, windows.token)
     workspace = qkv.new_zeros(workspace_size("window_forward", sizes))
@@ -123,10 +123,6 @@ def _inputs(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> tup
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
-def _use_kernel(qkv: Tensor) -> bool:
-    return requested_backend() != "composite" and has_kernel(qkv.dtype)
-
-
 torch.library.define("groundingdino::window_attention", SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 torch.library.define("groundingdino::window_attention_backward", BACKWARD_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -135,7 +131,7 @@ torch.library.define("groundingdino::window_attention_backward", BACKWARD_SCHEMA
 def _forward_cpu(
     qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> Tensor:
-    compute = forward if _use_kernel(qkv) else window_attention_reference
+    compute = forward if use_kernel(qkv) else window_attention_reference
     return compute(qkv, padding, bias, Windows(token, place, mask)).contiguous()
 
 
@@ -143,7 +139,7 @@ def _forward_cpu(
 def _backward_cpu(
     grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    compute = backward if _use_kernel(qkv) else window_attention_backward_reference
+    compute = backward if use_kernel(qkv) else window_attention_backward_reference
     return compute(grad, qkv, padding, bias, Windows(token, place, mask))
 
 
