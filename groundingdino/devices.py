@@ -133,7 +133,7 @@ def _keep_freed_memory() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
             mallopt(MALLOPT_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-            mallopt(MALLOPT_TRIM_THRESHOLD, 512 << 20)
+            mallopt(MALLOPT_TRIM_THRESHOLD, -1)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

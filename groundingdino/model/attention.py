@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundingdino.ops import Activation, LastLinear, Linear, linear, ms_deform_attn
+from groundingdino.ops import Activation, Linear, feed_forward, linear, ms_deform_attn
 
 
 def attention_bias(attends: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,11 +61,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = activation
         self.fc1 = Linear(width, hidden_width)
-        self.fc2 = LastLinear(hidden_width, width)
+        self.fc2 = Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(self.fc1(x, self.activation))
+        return feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.activation)
 
 
 class DeformableAttention(nn.Module):

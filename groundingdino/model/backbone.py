@@ -130,38 +130,54 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = FeedForward(channels, 4 * channels, "gelu")
 
-    def forward(self, x: Tensor, windows: Windows, bias: Tensor, kept: tuple[Kept, Kept]) -> tuple[Tensor, Tensor]:
-        """One block but for the last sum.
-
-        With that outside, a block that is recomputed in the backward pass ends before the MLP's second product, which
-        no gradient inside needs.
+    def forward(
+        self, x: Tensor, windows: Windows, bias: Tensor, kept: tuple[Kept, Kept], recompute: tuple[bool, bool]
+    ) -> Tensor:
+        """One block.
 
         Args:
             x: (B, H, W, C).
             windows: of the map, for the block's shift.
             bias: (M, N, N) what the attention adds to its scores.
             kept: the images that take the attention, and those that take the MLP.
+            recompute: whether the backward pass computes the attention again, and the MLP.
 
         Returns:
-            (B, H, W, C) what the MLP got, and what it adds to that, (kept[1].count, H, W, C).
+            (B, H, W, C).
         """
-        attends, widens = kept
-        if attends.count:
-            x = attends.add(x, self.attn(self.norm1(attends.take(x)), windows, bias))
-        else:
-            x = ZeroGradients.apply(x, *self.norm1.parameters(), *self.attn.parameters())
-        if not widens.count:
-            x = ZeroGradients.apply(x, *self.norm2.parameters(), *self.mlp.parameters())
-            return x, x[:0]
-        return x, self.mlp(self.norm2(widens.take(x)))
+        x = add_branch(x, kept[0], recompute[0], self.norm1, self.attn, windows, bias)
+        return add_branch(x, kept[1], recompute[1], self.norm2, self.mlp)
+
+
+def add_branch(x: Tensor, kept: Kept, recompute: bool, norm: nn.Module, branch: nn.Module, *inputs: Any) -> Tensor:
+    """x (B, ...) + branch(norm(x), *inputs), for the images that take it.
+
+    The sum is not computed again, so that recomputation ends before the branch's last product, which no gradient inside
+    needs.
+    """
+    if not kept.count:
+        return ZeroGradients.apply(x, *norm.parameters(), *branch.parameters())
+
+    def change(x: Tensor) -> Tensor:
+        return branch(norm(kept.take(x)), *inputs)
+
+    return kept.add(x, checkpoint(change, x, use_reentrant=False) if recompute else change(x))
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, plain and shifted in turn, and the merging into the next."""
+    """Blocks of one resolution, plain and shifted in turn, and the merging into the next.
 
-    def __init__(self, channels: int, num_heads: int, window: int, depth: int, downsample: bool) -> None:
+    Where the backward pass may compute again, it does so with all MLPs, and with the attention of large maps
+    (`recomputes_attention`). On small maps that would save little memory for the time it takes: what is kept grows with
+    the channels, the products with their square.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, window: int, depth: int, downsample: bool, recomputes_attention: bool
+    ) -> None:
         super().__init__()
         self.window = window
+        self.recomputes_attention = recomputes_attention
         self.blocks = nn.ModuleList(SwinBlock(channels, num_heads, window, shifted=i % 2 == 1) for i in range(depth))
         self.downsample = PatchMerging(channels) if downsample else None
 
@@ -185,10 +201,7 @@ class SwinStage(nn.Module):
             for shift in {block.shift for block in self.blocks}
         }
         for block, bias, images in zip(self.blocks, self.position_biases(), kept, strict=True):
-            inputs = (x, windows[block.shift], bias, images)
-            x, widened = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
-            if images[1].count:
-                x = images[1].add(x, widened)
+            x = block(x, windows[block.shift], bias, images, (recompute and self.recomputes_attention, recompute))
         return x
 
 
@@ -206,7 +219,14 @@ class SwinBackbone(nn.Module):
         )  # fmt: skip
         last = len(config.depths) - 1
         self.stages = nn.ModuleList(
-            SwinStage(config.embed_dim * 2**i, heads, config.window_size, depth, downsample=i < last)
+            SwinStage(
+                config.embed_dim * 2**i,
+                heads,
+                config.window_size,
+                depth,
+                downsample=i < last,
+                recomputes_attention=i < 2,
+            )  # fmt: skip
             for i, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True))
         )
         self.channels = tuple(config.embed_dim * 2**i for i in config.out_stages)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundingdino.ops import Linear
+from groundingdino.ops import Linear, dots
 
 SCORE_LIMIT = 50000.0  # mmdet clamps scores here, so that float16 does not overflow
 
@@ -62,13 +62,14 @@ class Fusion(nn.Module):
         key = by_head(self.text_key(text) * scale)
         key_in_image_space = by_image(torch.bmm(key, self.image_query.weight.unflatten(0, (heads, -1))))  # (B, M T, D)
         key_offset = by_image(torch.bmm(key, self.image_query.bias.unflatten(0, (heads, -1, 1))))  # (B, M T, 1)
-        scores = torch.baddbmm(key_offset, key_in_image_space, image.mT)  # (B, M T, S)
-        scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        # In place, as the mask below: with many words no tensor here is larger than the scores.
+        scores = dots(key_in_image_space, image).add_(key_offset).clamp_(-SCORE_LIMIT, SCORE_LIMIT)  # (B, M T, S)
 
         to_image = scores if image_valid is None else scores.masked_fill(~image_valid[:, None], float("-inf"))
         to_image = F.dropout(to_image.softmax(dim=-1), self.dropout, self.training)
-        to_text = scores.unflatten(1, (heads, tokens)).masked_fill(~text_valid[:, None, :, None], float("-inf"))
-        to_text = F.dropout(to_text.softmax(dim=2), self.dropout, self.training).flatten(1, 2)
+        to_text = scores.masked_fill_(~text_valid.repeat(1, heads)[:, :, None], float("-inf"))
+        to_text = to_text.unflatten(1, (heads, tokens)).softmax(dim=2).flatten(1, 2)
+        to_text = F.dropout(to_text, self.dropout, self.training)
 
         # The scale of the residual goes into the small matrix instead of over all image tokens.
         image_out = (self.image_out.weight * self.image_scale[:, None]).unflatten(1, (heads, -1))  # (D, M, E)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from groundingdino.config import TextConfig
 from groundingdino.model.attention import attention_bias
-from groundingdino.ops import Linear, linear
+from groundingdino.ops import Linear, feed_forward, linear
 from groundingdino.structures import TextBatch
 
 LAYER_NORM_EPS = 1e-12
@@ -58,7 +58,9 @@ class BertLayer(nn.Module):
         q, k, v = qkv.unbind()  # (B, heads, T, width / heads)
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
         x = self.attention_norm(x + self.attention_out(context))
-        return self.ffn_norm(x + self.ffn_out(self.ffn_in(x, activation="gelu")))
+        first, second = self.ffn_in, self.ffn_out
+        change = feed_forward(x, first.weight, first.bias, second.weight, second.bias, "gelu")
+        return self.ffn_norm(x + change)
 
 
 class TextEncoder(nn.Module):

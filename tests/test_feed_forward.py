@@ -1,0 +1,108 @@
+"""The feed-forward block: the one that never holds its whole hidden layer computes what plain torch computes."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from groundingdino.ops import feed_forward
+from groundingdino.ops.linear import HAS_ONEDNN
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+WIDTH, HIDDEN = 12, 40
+TOLERANCE = 3e-6  # float32 sums of up to 40 products, of size about 1, in another order
+
+
+def plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
+    return F.linear(ACTIVATIONS[activation](F.linear(x, w1, b1)), w2, b2)
+
+
+def arguments(*rows: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    weights = randn(HIDDEN, WIDTH) / WIDTH**0.5, randn(HIDDEN), randn(WIDTH, HIDDEN) / HIDDEN**0.5, randn(WIDTH)
+    return [randn(*rows, WIDTH), *weights]
+
+
+def output_and_gradients(function, tensors: list[Tensor], activation: str) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out = function(*leaves, activation)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+@pytest.fixture
+def few_at_once(monkeypatch):
+    """Nine rows at once."""
+    monkeypatch.setattr(sys.modules["groundingdino.ops.feed_forward"], "AT_ONCE", 9 * HIDDEN)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("rows", [(3, 5), (2, 31), (1,), (0, 4), (2, 3, 100)], ids=str)
+def test_output_and_gradients_equal_float64s(rows, activation, few_at_once):
+    tensors = arguments(*rows)
+    exact = output_and_gradients(plain, [tensor.double() for tensor in tensors], activation)
+    actual = output_and_gradients(feed_forward, tensors, activation)
+    scale = max(1, torch.tensor(rows).prod().item()) ** 0.5  # the weights' gradients sum over rows
+    for a, b in zip(actual, exact, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=TOLERANCE * scale)
+    with torch.no_grad():
+        torch.testing.assert_close(feed_forward(*tensors, activation).double(), exact[0], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="plain torch keeps it")
+def test_no_more_than_the_rows_at_once_of_the_hidden_layer_ever_exist(few_at_once, monkeypatch):
+    module = sys.modules["groundingdino.ops.feed_forward"]
+    product, sizes = module.product, []
+
+    def recorded(*args):
+        out = product(*args)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(module, "product", recorded)
+    output_and_gradients(feed_forward, arguments(50), "gelu")
+    assert len(sizes) > 4 * 5
+    assert max(sizes) <= 10 * HIDDEN
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="plain torch has its own order")
+def test_recomputation_stops_before_it(monkeypatch):
+    module = sys.modules["groundingdino.ops.feed_forward"]
+    forward, calls = module._forward, []
+    monkeypatch.setattr(module, "_forward", lambda *args: calls.append(None) or forward(*args))
+    tensors = [tensor.requires_grad_() for tensor in arguments(6)]
+    checkpoint(lambda x: feed_forward(x * 2, *tensors[1:], "gelu"), tensors[0], use_reentrant=False).sum().backward()
+    assert len(calls) == 1
+    assert all(tensor.grad is not None for tensor in tensors)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_under_autocast_and_in_other_types_it_is_torchs_own(activation):
+    tensors = arguments(6)
+    double = [tensor.double() for tensor in tensors]
+    assert torch.equal(feed_forward(*double, activation), plain(*double, activation))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert feed_forward(*tensors, activation).dtype == torch.bfloat16
+
+
+def test_what_needs_no_gradient_gets_none():
+    x, *weights = arguments(6)
+    x.requires_grad_()
+    feed_forward(x, *weights, "relu").sum().backward()
+    assert x.grad is not None and all(weight.grad is None for weight in weights)
+
+
+def test_it_compiles_into_one_graph():
+    tensors = arguments(6)
+    compiled = torch.compile(feed_forward, fullgraph=True, backend="aot_eager")
+    actual, expected = (output_and_gradients(f, tensors, "gelu") for f in (compiled, feed_forward))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
