@@ -159,4 +159,4 @@ def test_freed_memory_is_kept_unless_the_user_decides(monkeypatch):
     devices.configure(torch.device("meta"))
     assert calls == []
     devices.configure(CPU)
-    assert calls == [(-3, 32 << 20), (-1, 512 << 20)]
+    assert calls == [(-3, 32 << 20), (-1, -1)]

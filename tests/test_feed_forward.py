@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from op_checks import output_and_gradients
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -30,13 +31,6 @@ def arguments(*rows: int) -> list[Tensor]:
     return [randn(*rows, WIDTH), *weights]
 
 
-def output_and_gradients(function, tensors: list[Tensor], activation: str) -> list[Tensor]:
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    out = function(*leaves, activation)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-
 @pytest.fixture
 def few_at_once(monkeypatch):
     """Nine rows at once."""
@@ -47,8 +41,8 @@ def few_at_once(monkeypatch):
 @pytest.mark.parametrize("rows", [(3, 5), (2, 31), (1,), (0, 4), (2, 3, 100)], ids=str)
 def test_output_and_gradients_equal_float64s(rows, activation, few_at_once):
     tensors = arguments(*rows)
-    exact = output_and_gradients(plain, [tensor.double() for tensor in tensors], activation)
-    actual = output_and_gradients(feed_forward, tensors, activation)
+    exact = output_and_gradients(plain, *(tensor.double() for tensor in tensors), activation)
+    actual = output_and_gradients(feed_forward, *tensors, activation)
     scale = max(1, torch.tensor(rows).prod().item()) ** 0.5  # the weights' gradients sum over rows
     for a, b in zip(actual, exact, strict=True):
         assert a.shape == b.shape
@@ -68,7 +62,7 @@ def test_no_more_than_the_rows_at_once_of_the_hidden_layer_ever_exist(few_at_onc
         return out
 
     monkeypatch.setattr(module, "product", recorded)
-    output_and_gradients(feed_forward, arguments(50), "gelu")
+    output_and_gradients(feed_forward, *arguments(50), "gelu")
     assert len(sizes) > 4 * 5
     assert max(sizes) <= 10 * HIDDEN
 
@@ -103,6 +97,6 @@ def test_what_needs_no_gradient_gets_none():
 def test_it_compiles_into_one_graph():
     tensors = arguments(6)
     compiled = torch.compile(feed_forward, fullgraph=True, backend="aot_eager")
-    actual, expected = (output_and_gradients(f, tensors, "gelu") for f in (compiled, feed_forward))
+    actual, expected = (output_and_gradients(f, *tensors, "gelu") for f in (compiled, feed_forward))
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from op_checks import output_and_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,13 +26,6 @@ def arguments(rows: tuple[int, ...], width_in: int, width_out: int, with_bias: b
     return [randn(*rows, width_in), randn(width_out, width_in) / width_in**0.5, randn(width_out) if with_bias else None]
 
 
-def output_and_gradients(function, tensors: list[Tensor | None]) -> list[Tensor]:
-    leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
-    out = function(*leaves)
-    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], grad)]
-
-
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -41,8 +35,8 @@ def test_output_and_gradients_equal_float64s(size, activation, with_bias):
     def plain(x, weight, bias=None):
         return ACTIVATIONS[activation](nn.functional.linear(x, weight, bias))
 
-    exact = output_and_gradients(plain, [None if t is None else t.double() for t in tensors])
-    actual = output_and_gradients(lambda *t: linear(*t, activation), tensors)
+    exact = output_and_gradients(plain, *(None if t is None else t.double() for t in tensors))
+    actual = output_and_gradients(linear, *tensors, activation)
     scale = max(1, torch.tensor(size[0]).prod().item()) ** 0.5  # the weight's gradient sums over rows
     for a, b in zip(actual, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=TOLERANCE * scale)
@@ -93,8 +87,8 @@ def test_recomputation_stops_before_the_last_product(monkeypatch):
 def test_dots_and_their_gradients_equal_float64s(batch):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(batch, count, 16, generator=generator) for count in (7, 40)]
-    exact = output_and_gradients(lambda a, b: a @ b.mT, [tensor.double() for tensor in tensors])
-    for a, b in zip(output_and_gradients(dots, tensors), exact, strict=True):
+    exact = output_and_gradients(lambda a, b: a @ b.mT, *(tensor.double() for tensor in tensors))
+    for a, b in zip(output_and_gradients(dots, *tensors), exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=2 * TOLERANCE)
 
 
@@ -116,5 +110,5 @@ def test_without_onednn_it_is_torchs_own(monkeypatch):
 def test_it_compiles_into_one_graph():
     tensors = arguments((6,), 8, 4)
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
-    for a, b in zip(output_and_gradients(compiled, tensors), output_and_gradients(linear, tensors), strict=True):
+    for a, b in zip(output_and_gradients(compiled, *tensors), output_and_gradients(linear, *tensors), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from op_checks import assert_same, output_and_gradients, upstream
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -52,28 +53,6 @@ def flat(shapes: tuple) -> list[int]:
     return [size for shape in shapes for size in shape]
 
 
-def upstream(value: Tensor, locations: Tensor) -> Tensor:
-    batch, queries, heads = locations.shape[:3]
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, queries, heads * value.shape[-1], dtype=torch.float64, generator=generator).to(
-        value.dtype
-    )
-
-
-def output_and_gradients(function, value, shapes, locations, weights) -> list[Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
-    out = function(leaves[0], shapes, leaves[1], leaves[2])
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream(value, locations).to(out.dtype))]
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
-    for name, a, b in zip(("output", "value", "locations", "weights"), actual, expected, strict=True):
-        assert a.shape == b.shape, name
-        if b.numel():
-            error = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-3)
-            assert error <= TOLERANCE[dtype], f"{name}: {error:.2e}"
-
-
 @needs_kernel
 @EVERY_CASE
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -82,23 +61,21 @@ def test_the_kernel_equals_the_composite_in_value_and_gradients(case, dtype, ins
     if instruction_set > cpu_library.best_instruction_set():
         pytest.skip("this processor has no AVX2")
     value, shapes, locations, weights = arguments(case, dtype)
-    grad = upstream(value, locations)
-    actual = [
-        cpu.forward(value, flat(shapes), locations, weights, instruction_set),
-        *cpu.backward(grad, value, flat(shapes), locations, weights, instruction_set),
-    ]
+    out = cpu.forward(value, flat(shapes), locations, weights, instruction_set)
+    actual = [out, *cpu.backward(upstream(out), value, flat(shapes), locations, weights, instruction_set)]
     exact = [tensor.double() for tensor in (value, locations, weights)]
     expected = output_and_gradients(ms_deform_attn_reference, exact[0], shapes, exact[1], exact[2])
     assert {tensor.dtype for tensor in actual} == {dtype}
-    assert_same(actual, expected, dtype)
+    assert_same(actual, expected, TOLERANCE[dtype])
 
 
 @EVERY_CASE
 def test_the_composite_backward_equals_autograd_of_the_composite(case):
     value, shapes, locations, weights = arguments(case)
     expected = output_and_gradients(ms_deform_attn_reference, value, shapes, locations, weights)
-    actual = ms_deform_attn_backward_reference(upstream(value, locations), value, shapes, locations, weights)
-    assert_same([expected[0], *actual], expected, torch.float64)
+    out = expected[0]
+    actual = ms_deform_attn_backward_reference(upstream(out), value, shapes, locations, weights)
+    assert_same([out, *actual], expected, TOLERANCE[torch.float64])
 
 
 def test_one_sample_at_a_pixel_centre_reads_that_pixel_of_that_level():
@@ -120,7 +97,8 @@ def test_gradients_pass_gradcheck(function):
 def test_both_operators_pass_opcheck(backend, monkeypatch):
     monkeypatch.setenv("GROUNDINGDINO_MSDA", backend)
     value, shapes, locations, weights = arguments(CASES["thirteen_channels"], torch.float32)
-    backward = (upstream(value, locations), value, flat(shapes), locations, weights)
+    out = ms_deform_attn(value, shapes, locations, weights)
+    backward = (upstream(out), value, flat(shapes), locations, weights)
     torch.library.opcheck(torch.ops.groundingdino.ms_deform_attn_backward.default, backward)
     leaves = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
     forward = (leaves[0], flat(shapes), leaves[1], leaves[2])
@@ -137,7 +115,7 @@ def test_half_precision_values_are_sampled_in_float32(dtype):
         ms_deform_attn_reference, value.double(), shapes, locations.double(), weights.double()
     )
     # the gradient that arrives is rounded to the dtype too
-    assert_same(actual, expected, dtype)
+    assert_same(actual, expected, TOLERANCE[dtype])
 
 
 def test_autocast_does_not_lower_the_precision():
@@ -148,7 +126,7 @@ def test_autocast_does_not_lower_the_precision():
             patch.setenv("GROUNDINGDINO_MSDA", backend)
             actual = output_and_gradients(ms_deform_attn, value, shapes, locations, weights)
         assert actual[0].dtype == torch.float32
-        assert_same(actual, expected, torch.float32)
+        assert_same(actual, expected, TOLERANCE[torch.float32])
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
@@ -178,7 +156,7 @@ def test_strided_arguments_and_gradients_give_the_same_as_contiguous_ones():
     assert not any(tensor.is_contiguous() for tensor in strided)
     leaves = [tensor.detach().requires_grad_() for tensor in strided]
     out = ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2])
-    grad = upstream(value, locations).transpose(1, 2).contiguous().transpose(1, 2)
+    grad = upstream(out).transpose(1, 2).contiguous().transpose(1, 2)
     actual = [out, *torch.autograd.grad(out, leaves, grad)]
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 

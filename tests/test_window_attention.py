@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from op_checks import assert_same, output_and_gradients, upstream
 from torch import Tensor
 
 from groundingdino.model.backbone import map_windows
@@ -39,23 +40,6 @@ def arguments(case: tuple, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     return qkv, randn(3, heads, channels), randn(heads, window**2, window**2), windows
 
 
-def output_and_gradients(function, qkv, padding, bias, windows) -> list[Tensor]:
-    leaves = [tensor.detach().requires_grad_() for tensor in (qkv, padding, bias)]
-    out = function(*leaves, windows)
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream(out))]
-
-
-def upstream(out: Tensor) -> Tensor:
-    return torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
-    for name, a, b in zip(("output", "qkv", "padding", "bias"), actual, expected, strict=True):
-        assert a.shape == b.shape, name
-        error = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-3)
-        assert error <= TOLERANCE[dtype], f"{name}: {error:.2e}"
-
-
 @needs_kernel
 @EVERY_CASE
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -69,7 +53,7 @@ def test_the_kernel_equals_plain_torch_in_output_and_gradients(case, dtype, inst
     rounded = [tensor.double() for tensor in (qkv, padding, bias)]
     exact = output_and_gradients(window_attention_reference, *rounded, arguments(case)[3])
     assert {tensor.dtype for tensor in actual} == {dtype}
-    assert_same(actual, exact, dtype)
+    assert_same(actual, exact, TOLERANCE[dtype])
 
 
 @EVERY_CASE

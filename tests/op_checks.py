@@ -1,0 +1,29 @@
+"""What the operators' tests share: outputs with gradients, and how close two computations are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def upstream(out: Tensor) -> Tensor:
+    """A random gradient for an output, the same in every type."""
+    return torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+
+
+def output_and_gradients(function, *arguments: Any) -> list[Tensor]:
+    """The output, and the gradient of each argument that is a floating-point tensor."""
+    is_leaf = [isinstance(argument, Tensor) and argument.is_floating_point() for argument in arguments]
+    given = [a.detach().requires_grad_() if leaf else a for a, leaf in zip(arguments, is_leaf, strict=True)]
+    leaves = [a for a, leaf in zip(given, is_leaf, strict=True) if leaf]
+    out = function(*given)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream(out))]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Output and gradients in order; the tolerance is a fraction of the largest value."""
+    for place, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == b.shape, place
+        if b.numel():
+            error = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-3)
+            assert error <= tolerance, f"{place}: {error:.2e}"
