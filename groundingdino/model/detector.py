@@ -161,7 +161,11 @@ class GroundingDINO(nn.Module):
         return self.detect(self.encode_image(images), self.encode_text(text), text, targets, noise)
 
     def set_activation_checkpointing(self, on: bool) -> None:
-        """Recompute backbone blocks and enhancer layers in the backward pass: less memory, about a third more time."""
+        """Recompute in the backward pass: less memory, more time (measured in docs/performance.md).
+
+        Recomputed are the enhancer's layers, the backbone's MLPs, and its attention in the first two stages: in the
+        later ones a kept byte saves several times as many FLOPs (`SwinStage`).
+        """
         self.backbone.recompute = on
         self.feature_enhancer.recompute = on
 

@@ -7,8 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# MKL comes with builds for x86 only; elsewhere oneDNN's float32 products have not been measured.
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+# MKL comes with builds for x86 only; elsewhere oneDNN's float32 products have not been measured. What torch names with
+# an underscore it may take away.
+HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.mkl.is_available()
+    and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+)
 MANY_ROWS = 512  # from which on packing the weight pays
 
 
