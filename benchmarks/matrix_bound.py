@@ -30,6 +30,7 @@ def attention_flops(products: int, *args: Any) -> int:
 
 # By name, what torch has no formula for. What is in neither place, as deformable attention, counts nothing.
 FORMULAS: dict[str, Callable[..., int]] = {
+    "aten.addmm_": lambda _, left, right: 2 * left.numel() * right.shape[1],
     "mkldnn._linear_pointwise": lambda x, weight, *_: 2 * x.numel() * weight.shape[0],
     "groundingdino.window_attention": partial(attention_flops, 2),
     "groundingdino.window_attention_backward": partial(attention_flops, 5),
@@ -61,7 +62,7 @@ class MatrixWork(TorchDispatchMode):
             self.flops += formula(*args)
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
-        if packet in (aten.mm, aten.addmm):
+        if packet in (aten.mm, aten.addmm, aten.addmm_):
             left, right = args[-2:]
             self.shapes[left.shape[0], left.shape[1], right.shape[1]] += 2 * left.numel() * right.shape[1]
         elif str(packet) == "mkldnn._linear_pointwise":

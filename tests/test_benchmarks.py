@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 benchmarks = pytest.importorskip("benchmarks.__main__", reason="benchmarks are not installed: run from the repository")
 from benchmarks import matrix_bound, race, workload  # noqa: E402
-from groundingdino.ops.window_attention import Windows, window_attention  # noqa: E402
+from groundingdino.ops import Windows, feed_forward, window_attention  # noqa: E402
+from groundingdino.ops.linear import HAS_ONEDNN  # noqa: E402
 from groundingdino.text import default_tokenizer, finish_caption  # noqa: E402
 
 
@@ -50,6 +51,15 @@ def test_matrix_work_of_the_operators_that_torch_has_no_formula_for():
     with matrix_bound.MatrixWork() as work:
         window_attention(qkv, padding, torch.zeros(heads, places, places), windows).sum().backward()
     assert work.flops == 7 * 2 * len(token) * heads * places * places * channels
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="nothing is computed again")
+def test_matrix_work_of_a_feed_forward_block_is_two_products_forward_and_five_backward():
+    rows, width, hidden = 600, 4, 8
+    x, *weights = (torch.randn(*s, requires_grad=True) for s in ((rows, 4), (8, 4), (8,), (4, 8), (4,)))
+    with matrix_bound.MatrixWork() as work:
+        feed_forward(x, *weights, "gelu").sum().backward()
+    assert work.flops == sum(work.shapes.values()) == 7 * 2 * rows * width * hidden
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
