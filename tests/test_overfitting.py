@@ -13,9 +13,8 @@ from groundingdino.training.trainer import fit
 
 SINGLE = "finetune_refcoco_train.json"
 JOINED = "joined.json"
-SIDE = 112  # pixels of the short side
-# A rocket seven pixels wide is learned in the first round or not, as rounding has it; training goes on until it is.
-ROUNDS = 6
+SIDE = 128  # pixels of the short side; at 112 a rocket, then seven pixels wide, is often missed
+ROUNDS = 3  # one was enough with every seed tried
 
 
 def shrink(photos: Path, root: Path) -> None:
@@ -61,12 +60,12 @@ def test_a_small_model_overfits_the_18_expressions_of_four_photographs(golden: P
     shrink(golden / "photos", tmp_path)
     preset = quickstart()
     data = replace(
-        preset.data, root=tmp_path, train=(JOINED, SINGLE), weights=(120.0, 40.0), evaluation=(("train", SINGLE),),
-        workers=0, train_sides=(SIDE,), evaluation_side=SIDE,
+        preset.data, root=tmp_path, train=(JOINED, SINGLE), weights=(60.0, 20.0), evaluation=(("train", SINGLE),),
+        batch_size=2, workers=0, train_sides=(SIDE,), evaluation_side=SIDE,
     )  # fmt: skip
     config = replace(
-        preset, data=data, optimizer=replace(preset.optimizer, lr=1e-3), evaluate_every=2, run=tmp_path / "run",
-        ema_decay=0.0, pictures=0, device="cpu", save_every=10**6,
+        preset, data=data, evaluate_every=2, run=tmp_path / "run", ema_decay=0.0, pictures=0, device="cpu",
+        save_every=10**6,
     )  # fmt: skip
     assert len(json.loads((tmp_path / SINGLE).read_text())["images"]) == 18
     init = None
