@@ -40,8 +40,8 @@ class Arguments:
     """folder of the photographs below the data root"""
     device: str = "auto"
     """auto, cpu, cuda, npu"""
-    batch_size: int = 4
-    """sentences of one photograph that run together"""
+    batch_size: int | None = None
+    """sentences of one photograph that run together; default: 1 on a CPU, else 4"""
     scoring: Literal["max", "subject"] = "max"
     """a box scores by its best token, as in mmdet, or by the words of the sentence's subject"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

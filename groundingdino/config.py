@@ -127,7 +127,7 @@ class DataConfig:
     )
     evaluation_images: str = "train2014"
     batch_size: int = 2  # images per device and micro-batch
-    evaluation_batch_size: int = 4  # sentences of one image at once
+    evaluation_batch_size: int | None = None  # sentences of one image at once; None: as suits the device
     workers: int = 4  # loader processes per device; 0 loads in the training process
     train_sides: tuple[int, ...] = tuple(range(480, 801, 32))  # pixels of the short side, one drawn per image
     train_long_side: int = 1333  # pixels, at most
@@ -213,6 +213,7 @@ def quickstart() -> TrainConfig:
         train_sides=(96,),
         crop_probability=0.0,
         evaluation_side=96,
+        evaluation_batch_size=4,
     )
     return TrainConfig(
         quickstart_model(),

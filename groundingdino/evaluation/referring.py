@@ -36,13 +36,13 @@ class EvaluationOptions:
     """How expressions are evaluated."""
 
     scoring: Scoring = "max"
-    batch_size: int = 4  # sentences of one photograph that run together
+    batch_size: int | None = None  # sentences of one photograph that run together; None: as suits the device
     precision: str = "fp32"
     scale: tuple[int, int] = transforms.TEST_SCALE  # most pixels of the short and long side
     workers: int = 2  # processes that load photographs; 0: this one
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.scoring not in SCORING:
             raise ValueError(f"scoring {self.scoring!r}: use one of {', '.join(SCORING)}")
@@ -182,8 +182,9 @@ def ask(
     batch = to_device(collate_images([pixels]), device)
     with devices.autocast(device, options.precision):
         image = model.encode_image(batch)
-    for start in range(0, len(captions), options.batch_size):
-        group = captions[start : start + options.batch_size]
+    together = options.batch_size or devices.pairs_at_once(device)
+    for start in range(0, len(captions), together):
+        group = captions[start : start + together]
         logits, boxes, tokens = _detect(model, image, group, options, device)
         scores = torch.stack(
             [_score(row, subject, options.scoring) for row, subject in zip(logits, tokens, strict=True)]
