@@ -91,12 +91,13 @@ class Side:
         return {"boxes": torch.stack(boxes), "scores": torch.stack(scores)}
 
     def categories(self, inputs: Inputs, names: list[str]) -> dict[str, float]:
-        """As the predictor is used; the number of captions that the names were split into."""
+        """As the predictor is used; how many captions the names were split into, and names of the first of them."""
         prompt = self.predictor.encode_prompt(Categories(names))
         height, width = inputs["photograph"].shape[1:]
         self.predictor.scale = min(height, width), max(height, width)  # as it is
         self.predictor.predict(inputs["photograph"], prompt)
-        return {"pieces": len(prompt.resolved.pieces)}
+        pieces = prompt.resolved.pieces
+        return {"pieces": len(pieces), "first": pieces[1].first_label if len(pieces) > 1 else len(names)}
 
     def matrix_work(self, inputs: Inputs, of: str, **arguments: Any) -> dict[str, float]:
         """Matrix FLOPs of the call `of`, deformable attention excluded; remembers the shapes for `matrix_rate`."""
