@@ -185,7 +185,7 @@ class TrainConfig:
     class_weight: float = 1.0  # of the classification losses beside L1 (5) and GIoU (2); the other numbers are mmdet's
     accumulate: int = 1  # micro-batches per optimizer step; their gradients are averaged
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    activation_checkpointing: bool = True  # recompute most of backbone and encoder backwards: less memory, more time
+    activation_checkpointing: bool = True  # recompute most of backbone and encoder: less memory, more time
     ema_decay: float = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
     freeze: tuple[Literal["backbone", "text_encoder"], ...] = ()  # parts that are not trained
     seed: int = 0

@@ -125,9 +125,10 @@ def configure(device: torch.device, *, fast_fp32: bool = False) -> None:
 def _keep_freed_memory() -> None:
     """Let freed buffers of up to 32 MiB wait for the next tensor instead of going back to the system (glibc).
 
-    A buffer that was given back costs page faults when the next one is asked for. MM-GDINO-B without: a training step a
-    seventh slower and 0.2 to 0.6 GiB smaller, prediction a twentieth slower and 0.1 GiB smaller. As with the memory of
-    an accelerator, the process stays as large as it once was. Nothing happens with other C libraries, or where the user
+    A buffer that was given back costs page faults when the next one is asked for. MM-GDINO-B without, when
+    it was measured (feed-forward blocks then had larger buffers): a training step a seventh slower and 0.2 to 0.6 GiB
+    smaller, prediction a twentieth slower and 0.1 GiB smaller. As with an accelerator's memory, the process stays as
+    large as it once was. Nothing happens with other C libraries, or where the user
     has set MALLOC_MMAP_THRESHOLD_.
     """
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:

@@ -86,8 +86,8 @@ def test_recomputation_stops_before_the_last_product(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_dots_and_their_gradients_equal_float64s(batch):
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(batch, count, 16, generator=generator) for count in (7, 40)]
-    exact = output_and_gradients(lambda a, b: a @ b.mT, *(tensor.double() for tensor in tensors))
+    tensors = [torch.randn(batch, *size, generator=generator) for size in ((7, 16), (40, 16), (7, 1))]
+    exact = output_and_gradients(lambda a, b, offset: a @ b.mT + offset, *(tensor.double() for tensor in tensors))
     for a, b in zip(output_and_gradients(dots, *tensors), exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=2 * TOLERANCE)
 

@@ -226,7 +226,7 @@ class SwinBackbone(nn.Module):
                 depth,
                 downsample=i < last,
                 recomputes_attention=i < 2,
-            )  # fmt: skip
+            )
             for i, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True))
         )
         self.channels = tuple(config.embed_dim * 2**i for i in config.out_stages)

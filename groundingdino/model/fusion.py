@@ -63,7 +63,7 @@ class Fusion(nn.Module):
         key_in_image_space = by_image(torch.bmm(key, self.image_query.weight.unflatten(0, (heads, -1))))  # (B, M T, D)
         key_offset = by_image(torch.bmm(key, self.image_query.bias.unflatten(0, (heads, -1, 1))))  # (B, M T, 1)
         # In place, as the mask below: with many words no tensor here is larger than the scores.
-        scores = dots(key_in_image_space, image).add_(key_offset).clamp_(-SCORE_LIMIT, SCORE_LIMIT)  # (B, M T, S)
+        scores = dots(key_in_image_space, image, key_offset).clamp_(-SCORE_LIMIT, SCORE_LIMIT)  # (B, M T, S)
 
         to_image = scores if image_valid is None else scores.masked_fill(~image_valid[:, None], float("-inf"))
         to_image = F.dropout(to_image.softmax(dim=-1), self.dropout, self.training)

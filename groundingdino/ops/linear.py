@@ -50,9 +50,11 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, activation)
 
 
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """a (B, R, D) and b (B, C, D) -> (B, R, C) their dot products; by `linear` where that is faster."""
-    return linear(a[0], b[0], None)[None] if len(a) == 1 and by_onednn(a, b) else torch.bmm(a, b.mT)
+def dots(a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
+    """a (B, R, D) and b (B, C, D) -> (B, R, C) their dot products and offset (B, R, 1); by `linear` where it pays."""
+    if len(a) == 1 and by_onednn(a, b):
+        return linear(a[0], b[0], None)[None].add_(offset)
+    return torch.baddbmm(offset, a, b.mT)
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
