@@ -23,7 +23,7 @@ def cpu_extension() -> Extension:
         sources=[f"{CPU_SOURCES}/ms_deform_attn.cpp", f"{CPU_SOURCES}/window_attention.cpp"],
         depends=[f"{CPU_SOURCES}/{name}" for name in names],
         extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi"],
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", "-ldl"],
         language="c++",
         optional=True,
     )

@@ -35,6 +35,7 @@ from groundingdino.text import collate_text, default_tokenizer
 
 THRESHOLD = 0.3  # default of every mode but referring
 TOP_K_PER_CAPTION = 300  # mmdet's cut, for each piece of a category list
+CAPTIONS_AT_ONCE = 16  # in the text half: mostly a few words, and reading BERT takes longer than computing with it
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 
 
@@ -279,7 +280,7 @@ class Predictor:
         captions = {piece.caption.token_ids: piece.caption for prompt in new for piece in prompt.pieces}
         features: dict[tuple[int, ...], Tensor] = {}
         remaining = iter(captions.items())
-        while group := list(islice(remaining, self.pairs_at_once)):
+        while group := list(islice(remaining, CAPTIONS_AT_ONCE)):
             batch = to_device(collate_text([caption for _, caption in group], limit), self.device)
             with devices.autocast(self.device, self._autocast):
                 encoded = self.model.encode_text(batch)  # (B, T, D)

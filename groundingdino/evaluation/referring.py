@@ -20,7 +20,7 @@ from groundingdino.data.annotations import Expression
 from groundingdino.data.batch import collate_images
 from groundingdino.evaluation import metrics
 from groundingdino.evaluation.metrics import Answer
-from groundingdino.model import GroundingDINO, ImageTokens
+from groundingdino.model import GroundingDINO
 from groundingdino.structures import to_device
 
 Scoring = Literal["max", "subject"]
@@ -180,38 +180,32 @@ def ask(
     A sentence is lower-cased by the tokenizer only, closed with ". " and, as in mmdet, cut off at 256 tokens.
     """
     batch = to_device(collate_images([pixels]), device)
+    tokenizer, limit = text.default_tokenizer(), model.config.max_tokens
+    encoded = [tokenizer.encode(text.finish_caption(caption)) for caption in captions]
+    subjects: list[list[int]] = [[]] * len(captions)  # the tokens of each sentence's subject
+    if options.scoring == "subject":
+        found = [phrases.subject_tokens(c, e) for c, e in zip(captions, encoded, strict=True)]
+        subjects = [[token for token in tokens if token < limit] for tokens in found]
     with devices.autocast(device, options.precision):
         image = model.encode_image(batch)
+        # All sentences at once: a few words each, so that reading BERT's weights takes longer than computing with them.
+        features = model.encode_text(to_device(text.collate_text(encoded, limit), device))  # (sentences, T, D)
     together = options.batch_size or devices.pairs_at_once(device)
     for start in range(0, len(captions), together):
-        group = captions[start : start + together]
-        logits, boxes, tokens = _detect(model, image, group, options, device)
+        group = slice(start, start + together)
+        words = to_device(text.collate_text(encoded[group], limit), device)
+        with devices.autocast(device, options.precision):
+            tokens = image.take([0] * len(encoded[group]))
+            last = model.detect(tokens, features[group, : words.token_ids.shape[1]], words).layers[-1]
+        logits, boxes = last.logits.float(), last.boxes.float()
         scores = torch.stack(
-            [_score(row, subject, options.scoring) for row, subject in zip(logits, tokens, strict=True)]
+            [_score(row, subject, options.scoring) for row, subject in zip(logits, subjects[group], strict=True)]
         )
         placed = postprocess.to_image_frame(boxes, batch.sizes[0], scale_factor)
         best = scores.topk(min(metrics.AP_DETECTIONS, scores.shape[1]), dim=1)
         kept = placed.gather(1, best.indices[:, :, None].expand(-1, -1, 4))
         rows = torch.cat([kept, best.values[:, :, None]], dim=2).cpu().numpy()  # the one transfer of these sentences
         yield from ((row[:, :4], row[:, 4]) for row in rows)
-
-
-def _detect(
-    model: GroundingDINO, image: ImageTokens, captions: Sequence[str], options: EvaluationOptions, device: torch.device
-) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """logits (sentences, Q, T), boxes (sentences, Q, 4), and the subject's tokens of each sentence."""
-    tokenizer = text.default_tokenizer()
-    encoded = [tokenizer.encode(text.finish_caption(caption)) for caption in captions]
-    words = to_device(text.collate_text(encoded, model.config.max_tokens), device)
-    with devices.autocast(device, options.precision):
-        output = model.detect(image.take([0] * len(captions)), model.encode_text(words), words)
-    last = output.layers[-1]
-    subjects: list[list[int]] = [[]] * len(captions)
-    if options.scoring == "subject":
-        limit = words.token_ids.shape[1]
-        found = [phrases.subject_tokens(c, e) for c, e in zip(captions, encoded, strict=True)]
-        subjects = [[token for token in tokens if token < limit] for tokens in found]
-    return last.logits.float(), last.boxes.float(), subjects
 
 
 def _score(logits: Tensor, subject: list[int], scoring: Scoring) -> Tensor:

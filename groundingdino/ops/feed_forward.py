@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from groundingdino.ops.linear import Inputs, by_onednn, needs_gradient, packed, product
 
 Activation = Literal["relu", "gelu"]
-AT_ONCE = 1 << 21  # numbers of the hidden layer: 8 MiB, so that they wait in the processor's cache for the next step
+AT_ONCE = 1 << 22  # numbers of the hidden layer: 16 MiB, so that they wait in the processor's cache for the next step
 
 
 def feed_forward(
