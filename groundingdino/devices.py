@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import OptState
 from groundingdino import environment
 
 DEVICE_TYPES = ("cpu", "cuda", "npu", "mps")
-MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -123,19 +123,18 @@ def configure(device: torch.device, *, fast_fp32: bool = False) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let freed buffers of up to 32 MiB wait for the next tensor instead of going back to the system (glibc).
+    """Let freed buffers wait for the next tensor instead of going back to the system (glibc).
 
-    A buffer that was given back costs page faults when the next one is asked for. MM-GDINO-B without, when
-    it was measured (feed-forward blocks then had larger buffers): a training step a seventh slower and 0.2 to 0.6 GiB
-    smaller, prediction a twentieth slower and 0.1 GiB smaller. As with an accelerator's memory, the process stays as
-    large as it once was. Nothing happens with other C libraries, or where the user
-    has set MALLOC_MMAP_THRESHOLD_.
+    A buffer that was given back costs page faults when the next one is asked for. MM-GDINO-B without: a training step
+    (checkpointed, 640x853) a tenth slower, prediction 2 % slower, and as large at its peak. As with an accelerator's
+    memory, the process stays as large as it once was. Nothing happens with other C libraries, or where the user has set
+    MALLOC_MMAP_MAX_ or MALLOC_TRIM_THRESHOLD_.
     """
-    if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+    if sys.platform == "linux" and not {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
-            mallopt(MALLOPT_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-            mallopt(MALLOPT_TRIM_THRESHOLD, -1)  # the heap never shrinks
+            mallopt(MALLOPT_MMAP_MAX, 0)  # all buffers in the heap
+            mallopt(MALLOPT_TRIM_THRESHOLD, -1)  # which never shrinks
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -152,11 +152,12 @@ def test_cpu_helpers_do_nothing_and_report_memory():
 def test_freed_memory_is_kept_unless_the_user_decides(monkeypatch):
     calls = []
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *a: calls.append(a)))
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1")
-    devices.configure(CPU)
-    assert calls == []
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, "1")
+        devices.configure(CPU)
+        assert calls == []
+        monkeypatch.delenv(name)
     devices.configure(torch.device("meta"))
     assert calls == []
     devices.configure(CPU)
-    assert calls == [(-3, 32 << 20), (-1, -1)]
+    assert calls == [(-4, 0), (-1, -1)]
