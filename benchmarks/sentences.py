@@ -47,14 +47,15 @@ def main(options: Options) -> None:
     captions, batch = workload.sentences(COUNTS[1]), options.batch_size
     with prepared(options, "ours", "transformers") as ((ours, theirs), inputs):
         batched, alone, peer = (inputs.with_stem(name) for name in ("batched", "alone", "peer"))
-        for file, together in ((batched, options.check), (alone, 1)):
-            ours.call("sentences", inputs, file, captions=captions[: options.check], batch_size=together)
-        theirs.call("infer", inputs, peer)
         photographs = {
             f"{count} sentences": partial(ours.call, "sentences", inputs, captions=captions[:count], batch_size=batch)
             for count in COUNTS
         }
         measured = alternate(options.rounds, {**photographs, "transformers": partial(theirs.call, "infer", inputs)})
+        # Only now: a process stays as large as it once was, and several sentences at once need more memory.
+        for file, together in ((batched, options.check), (alone, 1)):
+            ours.call("sentences", inputs, file, captions=captions[: options.check], batch_size=together)
+        theirs.call("infer", inputs, peer)
         expected = load_file(peer)["scores"][0].sort(descending=True).values
         first = load_file(batched)["scores"][0]
         apart = (first - expected[: len(first)]).abs().max().item()
