@@ -11,7 +11,8 @@ from typing import Literal
 
 import tyro
 
-from groundingdino.devices import pick_device, synchronize  # before torch: it settles how large tensors get memory
+# Before torch: it settles how large tensors get memory.
+from groundingdino.devices import configure, pick_device, synchronize
 
 # isort: split
 import torch
@@ -99,6 +100,7 @@ def main(rounds: int = 5, threads: int = 2, device: str = "cpu") -> None:
     """Print a Markdown table of medians and ratios."""
     torch.set_num_threads(threads)
     place = pick_device(device)
+    configure(place)  # as every program of the library does
     print(f"torch {torch.__version__}, {place}, {threads} threads, float32, medians of {rounds} alternating rounds\n")
     print("| | composite | kernel | ratio | target | | largest difference |\n|---|---|---|---|---|---|---|")
     for part in ("encoder", "decoder"):

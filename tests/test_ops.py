@@ -1,5 +1,7 @@
 """The deformable-attention operator: composite, CPU kernel, and both behind one schema."""
 
+import ctypes
+import sys
 import warnings
 
 import pytest
@@ -180,6 +182,13 @@ def test_the_number_of_threads_changes_no_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+
+
+@needs_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch may bring another OpenMP")
+def test_the_kernels_find_torchs_threads():
+    # parallel.h looks this up; without it every call starts threads of its own.
+    assert hasattr(ctypes.CDLL(None), "GOMP_parallel")
 
 
 @needs_kernel
