@@ -4,7 +4,8 @@ python -m benchmarks scale [--what size tokens batch sentences ranks] [--model s
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,17 +42,19 @@ def inputs_for(what: Growth, value: int, folder: Path, long: int) -> Path:
     return workload.write_inputs(folder / f"{what}_{value}.safetensors", captions, round(long / RATIO), long)
 
 
-def measure(what: Growth, values: tuple[int, ...], ours: Worker, folder: Path, long: int, rounds: int) -> Points:
-    """Everything but ranks, in one process; the points take turns."""
-
-    def call(value: int) -> Callable[[], dict[str, float]]:
+def measure(what: Growth, values: tuple[int, ...], folder: Path, long: int, rounds: int, threads: int) -> Points:
+    """Everything but ranks; each point in a process of its own, because a process stays as large as it once was."""
+    points = {}
+    for value in values:
         inputs = inputs_for(what, value, folder, long)
-        if what == "sentences":
-            return lambda: ours.call("sentences", inputs, captions=workload.sentences(value), batch_size=4)
-        return lambda: ours.call("infer", inputs)
-
-    found = alternate(rounds, {str(value): call(value) for value in values})
-    return {int(value): (one.seconds, one.peak) for value, one in found.items()}
+        with workers(folder, threads, "ours") as (ours,):
+            call = partial(ours.call, "infer", inputs)
+            if what == "sentences":
+                call = partial(ours.call, "sentences", inputs, captions=workload.sentences(value), batch_size=4)
+            call()
+            found = alternate(rounds, {"call": call})["call"]
+            points[value] = found.seconds, found.peak
+    return points
 
 
 def measure_ranks(values: tuple[int, ...], folder: Path, long: int, rounds: int) -> Points:
@@ -127,11 +130,9 @@ def main(
 def _measured(
     what: tuple[Growth, ...], folder: Path, long: int, rounds: int, threads: int
 ) -> Iterator[tuple[Growth, Points]]:
-    with workers(folder, threads, "ours") as (ours,):
-        ours.call("infer", inputs_for("batch", 1, folder, long))
-        for growth in what:
-            if growth != "ranks":
-                yield growth, measure(growth, VALUES[growth], ours, folder, long, rounds)
+    for growth in what:
+        if growth != "ranks":
+            yield growth, measure(growth, VALUES[growth], folder, long, rounds, threads)
     if "ranks" in what:
         yield "ranks", measure_ranks(VALUES["ranks"], folder, long, rounds)
 
