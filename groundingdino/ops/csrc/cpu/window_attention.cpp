@@ -24,6 +24,7 @@ inline int64_t padded(int64_t size) { return (size + kPanel - 1) / kPanel * kPan
 struct Sizes {
   int64_t batch, tokens, heads, channels, windows, places, chunks, threads;  // channels of a head, places in a window
 
+  explicit Sizes(const int64_t* numbers) { std::memcpy(this, numbers, sizeof(Sizes)); }
   int64_t rows() const { return padded(places); }
   int64_t columns() const { return padded(channels); }
   int64_t operand() const { return rows() * columns(); }
@@ -46,13 +47,11 @@ struct Rows {
 #include "each_isa.inc"
 
 EXPORT int64_t window_forward_workspace(const int64_t* numbers) {
-  Sizes sizes;
-  std::memcpy(&sizes, numbers, sizeof(Sizes));
+  const Sizes sizes(numbers);
   return sizes.threads * sizes.forward_workspace();
 }
 EXPORT int64_t window_backward_workspace(const int64_t* numbers) {
-  Sizes sizes;
-  std::memcpy(&sizes, numbers, sizeof(Sizes));
+  const Sizes sizes(numbers);
   return sizes.threads * sizes.backward_workspace();
 }
 
@@ -63,15 +62,13 @@ EXPORT int64_t window_backward_workspace(const int64_t* numbers) {
 #define DEFINE_ENTRY_POINTS(T, suffix)                                                                                \
   EXPORT void window_forward_##suffix(const int64_t* numbers, int64_t isa, const T* qkv, const T* padding,            \
                                       const int64_t* token, const T* bias, const T* mask, T* workspace, T* out) {   \
-    Sizes sizes;                                                                                                      \
-    std::memcpy(&sizes, numbers, sizeof(Sizes));                                                                      \
+    const Sizes sizes(numbers);                                                                                       \
     DISPATCH(isa, forward<T>(sizes, {qkv, padding, 3 * sizes.width()}, token, bias, mask, workspace, out))          \
   }                                                                                                                   \
   EXPORT void window_backward_##suffix(const int64_t* numbers, int64_t isa, const T* grad_out, const T* qkv,          \
                                        const T* padding, const int64_t* token, const T* bias, const T* mask,        \
                                        T* workspace, T* grad_qkv, T* grad_padding, T* grad_bias) {                    \
-    Sizes sizes;                                                                                                      \
-    std::memcpy(&sizes, numbers, sizeof(Sizes));                                                                      \
+    const Sizes sizes(numbers);                                                                                       \
     DISPATCH(isa, backward<T>(sizes, grad_out, {qkv, padding, 3 * sizes.width()}, token, bias, mask, workspace,     \
                               {grad_qkv, grad_padding, 3 * sizes.width()}, grad_bias))                                \
   }
