@@ -18,9 +18,10 @@ from groundingdino.ops.reference import ms_deform_attn_backward_reference
 # compute pixel coordinates differently (x * W - 0.5 here, two more roundings in grid_sample), so a few dozen roundings.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
-# batch, heads, channels, queries, levels, points
+# batch, heads, channels, queries, levels, points; the kernel packs the value where queries are many, or channels odd
 CASES = {
-    "as_in_the_model": (1, 8, 32, 50, ((13, 21), (7, 11), (4, 6), (2, 3)), 4),
+    "as_in_the_decoder": (1, 8, 32, 50, ((13, 21), (7, 11), (4, 6), (2, 3)), 4),
+    "as_in_the_enhancer": (1, 8, 32, 92, ((9, 7), (5, 4), (3, 2), (2, 1)), 4),
     "one_query": (2, 2, 16, 1, ((5, 4), (3, 2)), 4),
     "one_point": (1, 3, 8, 7, ((5, 4), (3, 2)), 1),
     "one_pixel_levels": (1, 2, 8, 5, ((1, 1), (1, 1)), 3),
@@ -110,7 +111,7 @@ def test_both_operators_pass_opcheck(backend, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_values_are_sampled_in_float32(dtype):
-    value, shapes, locations, weights = arguments(CASES["as_in_the_model"], torch.float32)
+    value, shapes, locations, weights = arguments(CASES["as_in_the_decoder"], torch.float32)
     value = value.to(dtype)
     actual = output_and_gradients(ms_deform_attn, value, shapes, locations, weights)
     assert [tensor.dtype for tensor in actual] == [dtype, dtype, torch.float32, torch.float32]
@@ -122,7 +123,7 @@ def test_half_precision_values_are_sampled_in_float32(dtype):
 
 
 def test_autocast_does_not_lower_the_precision():
-    value, shapes, locations, weights = arguments(CASES["as_in_the_model"], torch.float32)
+    value, shapes, locations, weights = arguments(CASES["as_in_the_decoder"], torch.float32)
     expected = output_and_gradients(ms_deform_attn, value, shapes, locations, weights)
     for backend in ("auto", "composite"):
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
@@ -172,8 +173,9 @@ def test_each_image_of_a_batch_is_computed_as_if_alone():
 
 
 @needs_kernel
-def test_the_number_of_threads_changes_no_bit():
-    value, shapes, locations, weights = arguments((2, 3, 32, 600, ((8, 7), (3, 2)), 4), torch.float32)
+@pytest.mark.parametrize("shapes", [((8, 7), (3, 2)), ((50, 52), (3, 2))], ids=["packed", "where_tokens_lie"])
+def test_the_number_of_threads_changes_no_bit(shapes):
+    value, shapes, locations, weights = arguments((2, 3, 32, 600, shapes, 4), torch.float32)
     before = torch.get_num_threads()
     results = []
     try:
@@ -196,8 +198,9 @@ def test_the_kernels_find_torchs_threads():
 
 @needs_kernel
 @pytest.mark.parametrize("far", [1e4, -1e30, float("inf"), -float("inf"), float("nan")])
-def test_a_location_far_outside_samples_zero_and_has_no_gradient(far):
-    value, shapes, locations, weights = arguments(CASES["as_in_the_model"], torch.float32)
+@pytest.mark.parametrize("case", ["as_in_the_decoder", "as_in_the_enhancer"])
+def test_a_location_far_outside_samples_zero_and_has_no_gradient(case, far):
+    value, shapes, locations, weights = arguments(CASES[case], torch.float32)
     value[:] = float("inf")  # a zero weight times a pixel would show
     locations[..., 0] = far
     grads = output_and_gradients(ms_deform_attn, value, shapes, locations, weights)
@@ -225,7 +228,7 @@ def test_arguments_that_do_not_fit_are_refused_with_their_sizes(change, message)
 
 
 def test_the_environment_can_ask_for_the_composite(monkeypatch):
-    value, shapes, locations, weights = arguments(CASES["as_in_the_model"], torch.float32)
+    value, shapes, locations, weights = arguments(CASES["as_in_the_decoder"], torch.float32)
     monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
     expected = ms_deform_attn_reference(value, shapes, locations, weights)
     assert torch.equal(ms_deform_attn(value, shapes, locations, weights), expected)
@@ -238,7 +241,7 @@ def test_an_unknown_backend_is_refused(monkeypatch):
 
 
 def test_without_the_built_kernel_it_works_and_says_once_how_to_build(monkeypatch):
-    value, shapes, locations, weights = arguments(CASES["as_in_the_model"], torch.float32)
+    value, shapes, locations, weights = arguments(CASES["as_in_the_decoder"], torch.float32)
     monkeypatch.setattr(cpu_library, "EXTENSION_SUFFIXES", [])
     cpu_library.library.cache_clear()
     try:

@@ -1,8 +1,8 @@
 // Multi-scale deformable attention on CPUs: plain C ABI, no torch headers, so that one build serves every torch version.
 //
-// Forward: the value is first copied to one block per (image, head) in which every level has a border of zeros; a
-// sample then needs no bounds checks, and a head's rows lie next to each other in the caches. Work is split into
-// (image, head, tile of queries).
+// With many queries, as many as tokens, a head's part of the value is first packed, so that its rows lie next to each
+// other in the caches. Few queries, as the decoder's, read and write where the tokens lie.
+// Forward: work is split into (image, head, tile of queries).
 // Backward: one task is one (image, head, level). No other task touches its part of any gradient, so nothing is atomic
 // and results do not depend on the number of threads.
 
@@ -26,28 +26,28 @@ inline int64_t padded_channels(int64_t channels) { return (channels + 15) / 16 *
 
 struct Level {
   int64_t height, width;
-  int64_t first_token;  // in value
-  int64_t first_row;    // in a padded block
-  int64_t row_stride() const { return width + 2; }
-  int64_t rows() const { return (height + 2) * (width + 2); }
-  int64_t zeros() const { return width + 1; }  // top left of a 2 x 2 patch that is all border
+  int64_t first_token;
+  int64_t size() const { return height * width; }
 };
 
 struct Problem {
   Sizes sizes;
   std::vector<Level> levels;
-  int64_t rows = 0;  // of a padded block, all levels
 
   Problem(const int64_t* numbers) {
     std::memcpy(&sizes, numbers, sizeof(Sizes));
     const int64_t* shape = numbers + sizeof(Sizes) / sizeof(int64_t);
     int64_t token = 0;
     for (int64_t l = 0; l < sizes.levels; ++l, shape += 2) {
-      levels.push_back({shape[0], shape[1], token, rows});
-      token += shape[0] * shape[1];
-      rows += levels.back().rows();
+      levels.push_back({shape[0], shape[1], token});
+      token += levels.back().size();
     }
   }
+
+  // Whether copying all tokens is little beside the samples of all queries, or rows are no whole vectors.
+  bool packs() const { return 4 * sizes.queries > sizes.tokens || sizes.channels != padded_channels(sizes.channels); }
+
+  int64_t packed_size(int64_t rows) const { return (rows + 1) * padded_channels(sizes.channels); }
 
   // Forward: enough heads to keep every worker busy, each with one small block that stays in its caches.
   bool block_per_worker() const {
@@ -57,7 +57,7 @@ struct Problem {
 
   int64_t largest_level() const {
     int64_t largest = 0;
-    for (const Level& level : levels) largest = std::max(largest, level.rows());
+    for (const Level& level : levels) largest = std::max(largest, level.size());
     return largest;
   }
 };
@@ -80,11 +80,12 @@ EXPORT int64_t msda_forward_workspace(const int64_t* numbers) {
   Problem problem(numbers);
   const Sizes& s = problem.sizes;
   const int64_t blocks = problem.block_per_worker() ? s.threads : s.batch * s.heads;
-  return blocks * problem.rows * padded_channels(s.channels);
+  return problem.packs() ? blocks * problem.packed_size(s.tokens) : 0;
 }
 EXPORT int64_t msda_backward_workspace(const int64_t* numbers) {
   Problem problem(numbers);
-  return problem.sizes.threads * 2 * problem.largest_level() * padded_channels(problem.sizes.channels);
+  const Sizes& s = problem.sizes;
+  return problem.packs() ? s.threads * 2 * problem.packed_size(problem.largest_level()) : 0;
 }
 
 // All tensors contiguous; workspaces aligned to 64 bytes; isa at most best_isa().
