@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.ops import Linear, dots, linear
-from groundingdino.ops.linear import HAS_ONEDNN, MANY_ROWS, by_onednn, product
+from groundingdino.ops.linear import HAS_ONEDNN, LONG, MANY_ROWS, SOME_ROWS, by_onednn, product
 
 ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU()}
-# rows, in, out: narrow and wide, few rows and many, one that no vector length divides
+# rows, in, out: narrow and wide, few rows and many, one that no vector length divides, some rows of a long weight
 SIZES = [((2, 3), 16, 40), ((2, MANY_ROWS), 48, 16), ((MANY_ROWS, 1, 2), 16, 16), ((5,), 7, 3), ((0, 3), 8, 4)]
-TOLERANCE = 3e-6  # float32 sums of up to 48 products, of size about 1, in another order
+SIZES += [((SOME_ROWS + 1,), LONG + 1, 6)]
+TOLERANCE = 3e-6  # float32 sums of up to 1025 products, all together of size about 1, in another order
 
 
 def arguments(rows: tuple[int, ...], width_in: int, width_out: int, with_bias: bool = True) -> list[Tensor | None]:

@@ -15,6 +15,7 @@ HAS_ONEDNN = (
     and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 )
 MANY_ROWS = 512  # from which on packing the weight pays
+SOME_ROWS, LONG = 16, 1024  # or so many, if the weight's rows are so long (4 KiB) that they get into each other's way
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["none", "relu"] = "none") -> Tensor:
@@ -82,7 +83,8 @@ def packed(weight: Tensor, rows: int) -> Tensor:
 
     What is packed already, or transposed, comes back as it is.
     """
-    if rows < MANY_ROWS or weight.is_mkldnn or not weight.is_contiguous():
+    pays = rows >= MANY_ROWS or (rows >= SOME_ROWS and weight.shape[1] >= LONG)
+    if not pays or weight.is_mkldnn or not weight.is_contiguous():
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
