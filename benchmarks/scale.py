@@ -4,7 +4,7 @@ python -m benchmarks scale [--what size tokens batch sentences ranks] [--model s
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,13 @@ def inputs_for(what: Growth, value: int, folder: Path, long: int) -> Path:
     return workload.write_inputs(folder / f"{what}_{value}.safetensors", captions, round(long / RATIO), long)
 
 
+def timed(rounds: int, call: Callable[[], dict[str, float]]) -> tuple[float, float]:
+    """Seconds and peak in MiB of a call, after one that is not counted."""
+    call()
+    found = alternate(rounds, {"call": call})["call"]
+    return found.seconds, found.peak
+
+
 def measure(what: Growth, values: tuple[int, ...], folder: Path, long: int, rounds: int, threads: int) -> Points:
     """Everything but ranks; each point in a process of its own, because a process stays as large as it once was."""
     points = {}
@@ -51,9 +58,7 @@ def measure(what: Growth, values: tuple[int, ...], folder: Path, long: int, roun
             call = partial(ours.call, "infer", inputs)
             if what == "sentences":
                 call = partial(ours.call, "sentences", inputs, captions=workload.sentences(value), batch_size=4)
-            call()
-            found = alternate(rounds, {"call": call})["call"]
-            points[value] = found.seconds, found.peak
+            points[value] = timed(rounds, call)
     return points
 
 
@@ -70,9 +75,7 @@ def measure_ranks(values: tuple[int, ...], folder: Path, long: int, rounds: int)
                 answers = [worker.answer() for worker in group]
                 return {key: max(answer[key] for answer in answers) for key in ("seconds", "peak")}
 
-            step()
-            found = alternate(rounds, {"step": step})["step"]
-            points[value] = found.seconds, found.peak
+            points[value] = timed(rounds, step)
     return points
 
 

@@ -179,7 +179,7 @@ def test_the_number_of_threads_changes_no_bit(shapes):
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 4):  # six (image, head) pairs: whole heads to each of 1 or 2, tiles of queries to 4
+        for threads in (1, 2, 4):  # six (image, head) pairs; packed: whole heads to 1 or 2, tiles to 4
             torch.set_num_threads(threads)
             results.append(output_and_gradients(ms_deform_attn, value, shapes, locations, weights))
     finally:
