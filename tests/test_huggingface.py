@@ -7,7 +7,7 @@ import torch
 from golden_cases import caption_of, load_case, text_batch
 from safetensors.torch import load_file, save_file
 
-from groundingdino.checkpoint import load_detector
+from groundingdino.checkpoint import load_detector, save_detector
 from groundingdino.config import MODEL_PRESETS, swin_t
 from groundingdino.conversion import huggingface
 from groundingdino.conversion.huggingface import LABEL_EMBEDDING
@@ -68,6 +68,17 @@ def test_transformers_computes_what_we_compute(ours, folder, case):
     assert (theirs.pred_boxes - answer.boxes).abs().max() < OUTPUT_TOLERANCE
     assert (theirs.logits[..., :count] - answer.logits).abs().max() < OUTPUT_TOLERANCE
     assert theirs.logits[..., count:].max() == float("-inf")
+
+
+def test_every_decoder_layer_keeps_its_own_head_in_transformers(ours, tmp_path):
+    """The golden model has two layers, whose answers do not show it."""
+    model = build_detector(dataclasses.replace(load_detector(ours).config, decoder_layers=4))
+    save_detector(tmp_path / "four.safetensors", model)
+    convert_file(tmp_path / "four.safetensors", tmp_path / "theirs", to="huggingface")
+    theirs = transformers.MMGroundingDinoForObjectDetection.from_pretrained(tmp_path / "theirs")
+    for layer, head in enumerate(model.decoder.box_heads):
+        assert torch.equal(theirs.model.decoder.bbox_embed[layer].layers[0].weight, head.fc1.weight), layer
+        assert torch.equal(theirs.bbox_embed[layer].layers[0].weight, head.fc1.weight), layer
 
 
 def test_the_folder_gives_a_processor_with_our_token_ids(folder):

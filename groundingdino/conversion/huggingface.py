@@ -256,6 +256,9 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "num_feature_levels": config.num_levels,
         "num_queries": config.num_queries,
         "max_text_len": config.max_tokens,
+        # Version 5 would give the decoder's layers one head; 4 has heads of their own and does not read this.
+        "decoder_bbox_embed_share": False,
+        "decoder_cls_embed_share": False,
         "dropout": 0.0,
         "fusion_dropout": config.fusion_dropout,
         "fusion_droppath": 0.0,
