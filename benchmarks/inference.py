@@ -5,7 +5,7 @@ python -m benchmarks inference [--size swin_b] [--height 800] [--width 1333] [--
 
 import tyro
 
-from benchmarks.race import Options, alternate, gib, prepared, row, warm_up
+from benchmarks.race import Options, alternate, gib, peer_name, prepared, row, warm_up
 
 
 def main(options: Options) -> None:
@@ -27,7 +27,7 @@ def main(options: Options) -> None:
     ratio, share = peer.seconds / mine.seconds, bound / mine.seconds
     print(options.heading(f"one {options.height}x{options.width} image, one sentence"))
     print(row("ours", f"{mine.seconds:.2f} s"))
-    print(row("transformers", f"{peer.seconds:.2f} s, {gib(peer.peak)}"))
+    print(row(peer_name(), f"{peer.seconds:.2f} s, {gib(peer.peak)}"))
     print(row("times as fast", f"{ratio:.2f}", "2.7", ratio >= 2.7))
     print(row("ours, peak", gib(mine.peak), "2.8 GiB", mine.peak <= 2.8 * 1024))
     work = f"{flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s of addmm = {bound:.2f} s"

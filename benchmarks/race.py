@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,6 +187,11 @@ def agreement(ours: Path, theirs: Path) -> str:
 def row(name: str, measured: str, target: str = "", met: bool | None = None) -> str:
     """A table line; `met` is None where there is no target."""
     return f"| {name} | {measured} | {target} | {'' if met is None else 'met' if met else 'missed'} |"
+
+
+def peer_name() -> str:
+    """transformers and its version, for the tables."""
+    return f"transformers {version('transformers')}"
 
 
 def gib(mib: float) -> str:

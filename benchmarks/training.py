@@ -11,7 +11,7 @@ from functools import partial
 import tyro
 
 from benchmarks import race
-from benchmarks.race import Measured, alternate, gib, prepared, row, warm_up
+from benchmarks.race import Measured, alternate, gib, peer_name, prepared, row, warm_up
 
 LIMITS = {True: 4.2, False: 6.5}  # GiB with and without checkpointing
 FASTER = 2.4  # times transformers, with checkpointing
@@ -36,7 +36,7 @@ def rows(checkpointing: bool, measured: dict[str, Measured], flops: float | None
     if "transformers" in measured:
         peer = measured["transformers"]
         ratio = peer.seconds / mine.seconds
-        print(row(f"{kind}: transformers", f"{peer.seconds:.1f} s, {gib(peer.peak)}"))
+        print(row(f"{kind}: {peer_name()}", f"{peer.seconds:.1f} s, {gib(peer.peak)}"))
         target = (f"{FASTER}", ratio >= FASTER) if checkpointing else ("", None)
         print(row(f"{kind}: times as fast", f"{ratio:.2f}", *target))
     print(row(f"{kind}: ours, peak", gib(mine.peak), f"{limit} GiB", mine.peak <= limit * 1024))
