@@ -16,11 +16,12 @@ NPU_SOURCES = "groundingdino/ops/csrc/npu"
 
 
 def cpu_extension() -> Extension:
-    """Deformable and window attention for CPUs; GCC and Clang only (it uses their vector types)."""
-    names = ("each_isa.inc", "simd.inc", "parallel.h", "ms_deform_attn.inc", "window_attention.inc")
+    """Attention and linear layers for CPUs; GCC and Clang only (it uses their vector types)."""
+    kernels = ("ms_deform_attn", "window_attention", "linear")
+    names = ("each_isa.inc", "simd.inc", "parallel.h", *(f"{kernel}.inc" for kernel in kernels))
     return Extension(
         "groundingdino.ops._cpu_kernels",
-        sources=[f"{CPU_SOURCES}/ms_deform_attn.cpp", f"{CPU_SOURCES}/window_attention.cpp"],
+        sources=[f"{CPU_SOURCES}/{kernel}.cpp" for kernel in kernels],
         depends=[f"{CPU_SOURCES}/{name}" for name in names],
         extra_compile_args=["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi"],
         extra_link_args=["-pthread", "-ldl"],

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
@@ -31,13 +32,18 @@ def attention_flops(products: int, *args: Any) -> int:
 # By name, what torch has no formula for. What is in neither place, as deformable attention, counts nothing.
 FORMULAS: dict[str, Callable[..., int]] = {
     "aten.addmm_": lambda _, left, right: 2 * left.numel() * right.shape[1],
-    "mkldnn._linear_pointwise": lambda x, weight, *_: 2 * x.numel() * weight.shape[0],
     "groundingdino.window_attention": partial(attention_flops, 2),
     "groundingdino.window_attention_backward": partial(attention_flops, 5),
     "aten._scaled_dot_product_flash_attention_for_cpu": lambda *args: sdpa_flop_count(*(x.shape for x in args[:3])),
     "aten._scaled_dot_product_flash_attention_for_cpu_backward": lambda *args: (
         5 * sdpa_flop_count(*(x.shape for x in args[1:4])) // 2  # 5 products instead of 2
     ),
+}
+
+# The weights (out, in) that these operators multiply their first argument (..., in) by, or what comes of it.
+LAYERS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "groundingdino.linear": lambda x, weight, *_: (weight,),
+    "groundingdino.feed_forward": lambda x, weight1, bias1, weight2, *_: (weight1, weight2),
 }
 
 
@@ -52,7 +58,7 @@ class MatrixWork(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func._overloadpacket
         formula = FORMULAS.get(str(packet))
-        if formula is None and packet not in flop_registry:
+        if formula is None and packet not in flop_registry and str(packet) not in LAYERS:
             with self:
                 result = func.decompose(*args, **(kwargs or {}))
             if result is not NotImplemented:
@@ -65,9 +71,10 @@ class MatrixWork(TorchDispatchMode):
         if packet in (aten.mm, aten.addmm, aten.addmm_):
             left, right = args[-2:]
             self.shapes[left.shape[0], left.shape[1], right.shape[1]] += 2 * left.numel() * right.shape[1]
-        elif str(packet) == "mkldnn._linear_pointwise":
-            rows, (out, width) = args[0].flatten(0, -2).shape[0], args[1].shape
+        for weight in LAYERS.get(str(packet), lambda *_: ())(*args):
+            rows, (out, width) = args[0].shape[:-1].numel(), weight.shape
             self.shapes[rows, width, out] += 2 * rows * width * out
+            self.flops += 2 * rows * width * out
         return result
 
 

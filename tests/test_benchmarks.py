@@ -5,12 +5,12 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from op_checks import HAS_LINEAR_KERNEL
 from safetensors.torch import save_file
 
 benchmarks = pytest.importorskip("benchmarks.__main__", reason="benchmarks are not installed: run from the repository")
 from benchmarks import matrix_bound, race, workload  # noqa: E402
 from groundingdino.ops import Windows, feed_forward, window_attention  # noqa: E402
-from groundingdino.ops.linear import HAS_ONEDNN  # noqa: E402
 from groundingdino.text import default_tokenizer, finish_caption  # noqa: E402
 
 
@@ -53,7 +53,7 @@ def test_matrix_work_of_the_operators_that_torch_has_no_formula_for():
     assert work.flops == 7 * 2 * len(token) * heads * places * places * channels
 
 
-@pytest.mark.skipif(not HAS_ONEDNN, reason="nothing is computed again")
+@pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="nothing is computed again")
 def test_matrix_work_of_a_feed_forward_block_is_two_products_forward_and_five_backward():
     rows, width, hidden = 600, 4, 8
     x, *weights = (torch.randn(*s, requires_grad=True) for s in ((rows, 4), (8, 4), (8,), (4, 8), (4,)))
@@ -62,12 +62,14 @@ def test_matrix_work_of_a_feed_forward_block_is_two_products_forward_and_five_ba
     assert work.flops == sum(work.shapes.values()) == 7 * 2 * rows * width * hidden
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
-def test_matrix_work_of_a_fused_linear_layer():
-    x, weight, bias = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5)
+@pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="torch's own products are computed")
+def test_matrix_work_of_our_own_linear_layers():
+    x, weight, bias, back = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5), torch.randn(4, 5)
     with torch.inference_mode(), matrix_bound.MatrixWork() as work:
-        torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
-    assert work.flops == work.shapes[6, 4, 5] == 2 * 6 * 4 * 5
+        torch.ops.groundingdino.linear(x, weight, bias, "gelu")
+        assert work.flops == work.shapes[6, 4, 5] == 2 * 6 * 4 * 5
+        torch.ops.groundingdino.feed_forward(x, weight, bias, back, torch.randn(4), "gelu")
+    assert work.flops == 3 * work.shapes[6, 5, 4] == 3 * 2 * 6 * 4 * 5
 
 
 def test_agreement_compares_boxes_as_sets(tmp_path):

@@ -5,12 +5,14 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from op_checks import output_and_gradients
+from op_checks import HAS_LINEAR_KERNEL, output_and_gradients
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from groundingdino.ops import feed_forward
-from groundingdino.ops.linear import HAS_ONEDNN
+from groundingdino.ops import cpu_library, feed_forward
+from groundingdino.ops.feed_forward import forward
+from groundingdino.ops.linear import SOME_ROWS
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 WIDTH, HIDDEN = 12, 40
@@ -33,8 +35,9 @@ def arguments(*rows: int) -> list[Tensor]:
 
 @pytest.fixture
 def few_at_once(monkeypatch):
-    """Nine rows at once."""
+    """Nine rows at once in the backward pass, and the kernel for any number of rows."""
     monkeypatch.setattr(sys.modules["groundingdino.ops.feed_forward"], "AT_ONCE", 9 * HIDDEN)
+    monkeypatch.setattr(sys.modules["groundingdino.ops.linear"], "SOME_ROWS", 1)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -51,7 +54,21 @@ def test_output_and_gradients_equal_float64s(rows, activation, few_at_once):
         torch.testing.assert_close(feed_forward(*tensors, activation).double(), exact[0], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.skipif(not HAS_ONEDNN, reason="plain torch keeps it")
+@pytest.mark.skipif(cpu_library.library() is None, reason=f"no kernel: {cpu_library.HOW_TO_BUILD}")
+@pytest.mark.parametrize("instruction_set", range(3))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("width, hidden", [(12, 40), (70, 1030), (600, 33)])
+def test_every_kernel_equals_float64(width, hidden, activation, instruction_set):
+    if instruction_set > cpu_library.best_instruction_set():
+        pytest.skip("this processor has no such instructions")
+    sizes = ((211, width), (hidden, width), (hidden,), (width, hidden), (width,))
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(size, generator=generator) / size[-1] ** 0.5 for size in sizes]
+    exact = plain(*(tensor.double() for tensor in tensors), activation)
+    torch.testing.assert_close(forward(*tensors, activation, instruction_set).double(), exact, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="plain torch keeps it")
 def test_no_more_than_the_rows_at_once_of_the_hidden_layer_ever_exist(few_at_once, monkeypatch):
     module = sys.modules["groundingdino.ops.feed_forward"]
     product, sizes = module.product, []
@@ -63,24 +80,35 @@ def test_no_more_than_the_rows_at_once_of_the_hidden_layer_ever_exist(few_at_onc
 
     monkeypatch.setattr(module, "product", recorded)
     output_and_gradients(feed_forward, *arguments(50), "gelu")
-    assert len(sizes) > 4 * 5
+    assert len(sizes) >= 3 * 5
     assert max(sizes) <= 10 * HIDDEN
 
 
-@pytest.mark.skipif(not HAS_ONEDNN, reason="plain torch has its own order")
-def test_recomputation_stops_before_it(monkeypatch):
-    module = sys.modules["groundingdino.ops.feed_forward"]
-    forward, calls = module._forward, []
-    monkeypatch.setattr(module, "_forward", lambda *args: calls.append(None) or forward(*args))
-    tensors = [tensor.requires_grad_() for tensor in arguments(6)]
-    checkpoint(lambda x: feed_forward(x * 2, *tensors[1:], "gelu"), tensors[0], use_reentrant=False).sum().backward()
-    assert len(calls) == 1
+@pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="plain torch has its own order")
+def test_recomputation_stops_before_it():
+    tensors = [tensor.requires_grad_() for tensor in arguments(SOME_ROWS)]
+    with Operators() as operators:
+        out = checkpoint(lambda x: feed_forward(x * 2, *tensors[1:], "gelu"), tensors[0], use_reentrant=False)
+        out.sum().backward()
+    assert operators.names.count("groundingdino.feed_forward") == 1
     assert all(tensor.grad is not None for tensor in tensors)
+
+
+class Operators(TorchDispatchMode):
+    """Remembers what runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func._overloadpacket))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_under_autocast_and_in_other_types_it_is_torchs_own(activation):
-    tensors = arguments(6)
+    tensors = arguments(SOME_ROWS)
     double = [tensor.double() for tensor in tensors]
     assert torch.equal(feed_forward(*double, activation), plain(*double, activation))
     with torch.autocast("cpu", torch.bfloat16):
@@ -88,14 +116,14 @@ def test_under_autocast_and_in_other_types_it_is_torchs_own(activation):
 
 
 def test_what_needs_no_gradient_gets_none():
-    x, *weights = arguments(6)
+    x, *weights = arguments(SOME_ROWS)
     x.requires_grad_()
     feed_forward(x, *weights, "relu").sum().backward()
     assert x.grad is not None and all(weight.grad is None for weight in weights)
 
 
 def test_it_compiles_into_one_graph():
-    tensors = arguments(6)
+    tensors = arguments(SOME_ROWS)
     compiled = torch.compile(feed_forward, fullgraph=True, backend="aot_eager")
     actual, expected = (output_and_gradients(f, *tensors, "gelu") for f in (compiled, feed_forward))
     for a, b in zip(actual, expected, strict=True):

@@ -1,20 +1,20 @@
-"""Linear layers: oneDNN's products and torch's own compute the same."""
+"""Linear layers: our kernel and torch's own products compute the same."""
 
 import sys
 
 import pytest
 import torch
-from op_checks import output_and_gradients
+from op_checks import HAS_LINEAR_KERNEL, output_and_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groundingdino.ops import Linear, dots, linear
-from groundingdino.ops.linear import HAS_ONEDNN, LONG, MANY_ROWS, SOME_ROWS, by_onednn, product
+from groundingdino.ops import Linear, cpu_library, dots, linear
+from groundingdino.ops.linear import SOME_ROWS, by_kernel, forward, product
 
-ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU()}
-# rows, in, out: narrow and wide, few rows and many, one that no vector length divides, some rows of a long weight
-SIZES = [((2, 3), 16, 40), ((2, MANY_ROWS), 48, 16), ((MANY_ROWS, 1, 2), 16, 16), ((5,), 7, 3), ((0, 3), 8, 4)]
-SIZES += [((SOME_ROWS + 1,), LONG + 1, 6)]
+ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU(), "gelu": nn.GELU()}
+# rows, in, out: few rows and many, one that no vector length divides, more of all than are computed at a time
+SIZES = [((2, 3), 16, 40), ((2, SOME_ROWS), 48, 16), ((SOME_ROWS, 1, 2), 16, 16), ((5,), 7, 3), ((0, 3), 8, 4)]
+SIZES += [((SOME_ROWS + 1,), 1025, 6), ((201,), 20, 70)]
 TOLERANCE = 3e-6  # float32 sums of up to 1025 products, all together of size about 1, in another order
 
 
@@ -28,9 +28,9 @@ def arguments(rows: tuple[int, ...], width_in: int, width_out: int, with_bias: b
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_output_and_gradients_equal_float64s(size, activation, with_bias):
+def test_output_and_gradients_equal_float64s(size, activation, with_bias, each_path):
     tensors = arguments(*size, with_bias)
 
     def plain(x, weight, bias=None):
@@ -45,8 +45,43 @@ def test_output_and_gradients_equal_float64s(size, activation, with_bias):
         torch.testing.assert_close(linear(*tensors, activation).double(), exact[0], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.skipif(cpu_library.library() is None, reason=f"no kernel: {cpu_library.HOW_TO_BUILD}")
+@pytest.mark.parametrize("instruction_set", range(3))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_kernel_equals_float64(size, activation, instruction_set):
+    if instruction_set > cpu_library.best_instruction_set():
+        pytest.skip("this processor has no such instructions")
+    x, weight, bias = arguments(*size)
+    exact = ACTIVATIONS[activation](nn.functional.linear(x.double(), weight.double(), bias.double()))
+    apart = weight.T.contiguous().T  # the same values, columns after columns
+    for given in (weight, apart):
+        actual = forward(x, given, bias, activation, instruction_set)
+        torch.testing.assert_close(actual.double(), exact, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_not_a_number_stays_so(activation, each_path):
+    x, weight, bias = arguments((4,), 8, 4)
+    x[1, 3] = float("nan")
+    with torch.no_grad():
+        out = linear(x, weight, bias, activation)
+    assert out[1].isnan().all() and out[[0, 2, 3]].isfinite().all()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    tensors, threads = arguments((1000,), 33, 40), torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        with torch.no_grad():
+            results.append(linear(*tensors))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_with_and_without_gradient_the_result_is_the_same_to_rounding():
-    x, *_ = arguments((MANY_ROWS,), 48, 16)
+    x, *_ = arguments((SOME_ROWS,), 48, 16)
     layer = Linear(48, 16)
     with_gradient = layer(x)
     with torch.no_grad():
@@ -65,10 +100,10 @@ def test_its_state_is_that_of_torchs_layer():
     assert Linear(3, 2, bias=False).bias is None
 
 
-@pytest.mark.skipif(not HAS_ONEDNN, reason="torch's own products are computed")
+@pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="torch's own products are computed")
 def test_recomputation_stops_before_the_last_product(monkeypatch):
     first, last = Linear(8, 16), Linear(16, 4)
-    x = torch.randn(5, 8, requires_grad=True)
+    x = torch.randn(SOME_ROWS, 8, requires_grad=True)
     computed = []
 
     def recorded(x, weight, *rest):
@@ -85,7 +120,7 @@ def test_recomputation_stops_before_the_last_product(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_dots_and_their_gradients_equal_float64s(batch):
+def test_dots_and_their_gradients_equal_float64s(batch, each_path):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(batch, *size, generator=generator) for size in ((7, 16), (40, 16), (7, 1))]
     exact = output_and_gradients(lambda a, b, offset: a @ b.mT + offset, *(tensor.double() for tensor in tensors))
@@ -95,21 +130,21 @@ def test_dots_and_their_gradients_equal_float64s(batch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_and_autocast_run_as_torchs_own(dtype):
-    x, weight, bias = (t.to(dtype) for t in arguments((6,), 8, 4))
-    assert not by_onednn(x, weight)
+    x, weight, bias = (t.to(dtype) for t in arguments((SOME_ROWS,), 8, 4))
+    assert not by_kernel(x, weight)
     assert torch.equal(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(*arguments((6,), 8, 4)).dtype == torch.bfloat16
+        assert linear(*arguments((SOME_ROWS,), 8, 4)).dtype == torch.bfloat16
 
 
-def test_without_onednn_it_is_torchs_own(monkeypatch):
-    tensors = arguments((6,), 8, 4)
-    monkeypatch.setattr(sys.modules["groundingdino.ops.linear"], "HAS_ONEDNN", False)
+def test_without_the_kernel_it_is_torchs_own(monkeypatch):
+    tensors = arguments((SOME_ROWS,), 8, 4)
+    monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
     assert torch.equal(linear(*tensors, "relu"), nn.functional.linear(*tensors).relu())
 
 
 def test_it_compiles_into_one_graph():
-    tensors = arguments((6,), 8, 4)
+    tensors = arguments((SOME_ROWS,), 8, 4)
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     for a, b in zip(output_and_gradients(compiled, *tensors), output_and_gradients(linear, *tensors), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

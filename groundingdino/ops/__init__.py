@@ -2,8 +2,8 @@
 
 from groundingdino.ops import cpu as cpu  # registers the CPU's kernels
 from groundingdino.ops import npu as npu  # registers the NPU's kernels; needs neither torch_npu nor CANN
-from groundingdino.ops.feed_forward import Activation, feed_forward
-from groundingdino.ops.linear import Linear, dots, linear
+from groundingdino.ops.feed_forward import feed_forward
+from groundingdino.ops.linear import Activation, Linear, dots, linear
 from groundingdino.ops.ms_deform_attn import ms_deform_attn
 from groundingdino.ops.reference import ms_deform_attn_reference
 from groundingdino.ops.window_attention import Windows, window_attention, window_attention_reference

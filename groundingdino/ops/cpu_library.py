@@ -18,7 +18,10 @@ from groundingdino.ops.ms_deform_attn import requested_backend
 
 HOW_TO_BUILD = "with GCC or Clang installed, run `pip install --no-deps --force-reinstall -e .` in the repository"
 _SUFFIXES = {torch.float32: "float", torch.float64: "double"}
-_WORKSPACES = ("msda_forward", "msda_backward", "window_forward", "window_backward")
+_KERNELS = {
+    **dict.fromkeys(("msda_forward", "msda_backward", "window_forward", "window_backward"), ("float", "double")),
+    **dict.fromkeys(("linear", "feed_forward"), ("float",)),
+}
 
 
 @functools.cache
@@ -32,21 +35,21 @@ def library() -> ctypes.CDLL | None:
             return _declare(ctypes.CDLL(str(path)))
         except (OSError, AttributeError) as error:  # another platform's file, or an older build's
             problem = str(error)
-    warnings.warn(f"attention on the CPU runs as plain torch, which is slow: {problem}; {HOW_TO_BUILD}", stacklevel=2)
+    warnings.warn(f"the model runs as plain torch on the CPU, which is slow: {problem}; {HOW_TO_BUILD}", stacklevel=2)
     return None
 
 
 def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.best_isa.restype = ctypes.c_int64
-    for name in _WORKSPACES:
+    for name, types in _KERNELS.items():
         getattr(loaded, f"{name}_workspace").restype = ctypes.c_int64
-        for suffix in _SUFFIXES.values():
+        for suffix in types:
             getattr(loaded, f"{name}_{suffix}").restype = None
     return loaded
 
 
 def best_instruction_set() -> int:
-    """The fastest of the kernels that this processor has: 0 portable vectors, 1 AVX2 with FMA. Needs `library()`."""
+    """The fastest kernels for this processor: 0 portable vectors, 1 AVX2 with FMA, 2 AVX-512. Needs `library()`."""
     return library().best_isa()
 
 

@@ -3,16 +3,16 @@
 Axes: R rows, D width, H hidden width.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from groundingdino.ops.linear import Inputs, by_onednn, needs_gradient, packed, product
+from groundingdino.ops.cpu_library import call, workspace_size
+from groundingdino.ops.linear import ACTIVATIONS, Activation, Inputs, activate, by_kernel, needs_gradient, product
 
-Activation = Literal["relu", "gelu"]
 AT_ONCE = 1 << 22  # numbers of the hidden layer: 16 MiB, so that they wait in the processor's cache for the next step
 
 
@@ -37,30 +37,12 @@ def feed_forward(
         (..., D).
     """
     tensors = (x, weight1, bias1, weight2, bias2)
-    if not by_onednn(x, weight1):
-        hidden = F.linear(x, weight1, bias1)
-        return F.linear(F.relu(hidden) if activation == "relu" else F.gelu(hidden), weight2, bias2)
+    if not by_kernel(x, weight1):
+        return F.linear(activate(F.linear(x, weight1, bias1), activation), weight2, bias2)
     if not needs_gradient(*tensors):
-        return _forward(*tensors, activation)
+        return torch.ops.groundingdino.feed_forward(*tensors, activation)
     inputs = Inputs.apply(*tensors)
     return _FeedForward.apply(inputs[0].grad_fn, *inputs, activation)
-
-
-def _rows_at_once(rows: int, weight1: Tensor) -> int:
-    pieces = max(1, round(rows * len(weight1) / AT_ONCE))
-    return max(1, -(-rows // pieces))
-
-
-def _forward(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: Activation
-) -> Tensor:
-    rows = x.flatten(0, -2)
-    count = _rows_at_once(len(rows), weight1)
-    weight1, weight2 = packed(weight1, len(rows)), packed(weight2, len(rows))
-    out = torch.empty_like(rows)
-    for part, result in zip(rows.split(count), out.split(count), strict=True):
-        result.copy_(product(product(part, weight1, bias1, activation), weight2, bias2))
-    return out.view(x.shape)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -70,24 +52,24 @@ class _FeedForward(torch.autograd.Function):
         activation: Activation,
     ) -> Tensor:  # fmt: skip
         ctx.inputs, ctx.activation = inputs, activation
-        return _forward(x, weight1, bias1, weight2, bias2, activation)
+        return torch.ops.groundingdino.feed_forward(x, weight1, bias1, weight2, bias2, activation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, bias1, weight2, _ = ctx.inputs.saved_tensors
         rows, grad_rows = x.flatten(0, -2), grad.flatten(0, -2)
-        count = _rows_at_once(len(rows), weight1)
-        packed1 = packed(weight1, len(rows))
+        pieces = max(1, round(len(rows) * len(weight1) / AT_ONCE))
+        count = max(1, -(-len(rows) // pieces))
         grad_x = torch.empty_like(rows)
         grad_weight1, grad_bias1, grad_weight2 = (torch.zeros_like(tensor) for tensor in (weight1, bias1, weight2))
         for part, grad_part, result in zip(*(tensor.split(count) for tensor in (rows, grad_rows, grad_x)), strict=True):
             grad_hidden = product(grad_part, weight2.T, None)
             if ctx.activation == "relu":
-                hidden = product(part, packed1, bias1, "relu")
+                hidden = product(part, weight1, bias1, "relu")
                 grad_hidden = torch.ops.aten.threshold_backward(grad_hidden, hidden, 0)
             else:
-                before = product(part, packed1, bias1)
+                before = product(part, weight1, bias1)
                 hidden = F.gelu(before)
                 grad_hidden = torch.ops.aten.gelu_backward(grad_hidden, before)
             grad_weight2.addmm_(grad_part.T, hidden)
@@ -95,3 +77,43 @@ class _FeedForward(torch.autograd.Function):
             grad_bias1 += grad_hidden.sum(dim=0)
             result.copy_(product(grad_hidden, weight1.T, None))
         return None, grad_x.view(x.shape), grad_weight1, grad_bias1, grad_weight2, grad_rows.sum(dim=0), None
+
+
+def forward(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    activation: Activation,
+    instruction_set: int | None = None,
+) -> Tensor:
+    """The kernel for float32 tensors on the CPU. Needs `library()`.
+
+    `instruction_set` is at most `best_instruction_set()`, which it is if None.
+    """
+    x, bias1, bias2 = x.contiguous(), bias1.contiguous(), bias2.contiguous()
+    out = torch.empty_like(x)
+    weights = (*weight1.shape, *weight1.stride(), *weight2.shape, *weight2.stride())
+    sizes = (x.shape[:-1].numel(), ACTIVATIONS.index(activation), torch.get_num_threads(), *weights)
+    workspace = x.new_empty(workspace_size("feed_forward", sizes))
+    call("feed_forward", sizes, instruction_set, (x, weight1, bias1, weight2, bias2, workspace, out))
+    return out
+
+
+torch.library.define(
+    "groundingdino::feed_forward",
+    "(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, str activation) -> Tensor",
+)
+
+
+@torch.library.impl("groundingdino::feed_forward", "cpu")
+def _forward_cpu(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: Activation
+) -> Tensor:
+    return forward(x, weight1, bias1, weight2, bias2, activation)
+
+
+@torch.library.register_fake("groundingdino::feed_forward")
+def _fake(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

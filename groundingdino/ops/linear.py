@@ -1,4 +1,7 @@
-"""Linear layers: oneDNN's products for float32 on CPUs, torch's own elsewhere."""
+"""Linear layers: our kernel for float32 on CPUs, torch's own products elsewhere.
+
+What autograd records is no operator of ours but `Inputs` and `_Product`, so that recomputation can leave products out.
+"""
 
 from typing import Any, Literal
 
@@ -7,62 +10,65 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# MKL comes with builds for x86 only; elsewhere oneDNN's float32 products have not been measured. What torch names with
-# an underscore it may take away.
-HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.mkl.is_available()
-    and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
-)
-MANY_ROWS = 512  # from which on packing the weight pays
-SOME_ROWS, LONG = 16, 1024  # or so many, if the weight's rows are so long (4 KiB) that they get into each other's way
+from groundingdino.ops.cpu_library import best_instruction_set, call, use_kernel, workspace_size
+
+Activation = Literal["none", "relu", "gelu"]
+ACTIVATIONS = ("none", "relu", "gelu")  # in the kernel's order
+SOME_ROWS = 128  # from which on the kernel is faster
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["none", "relu"] = "none") -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
     """`F.linear` and the activation behind it.
 
-    A float32 product on an x86 CPU is oneDNN's: it adds the bias and applies the activation while a result is in the
-    registers (torch's own product first copies the bias into the output, and the activation is another pass over it),
-    and with AVX-512 its products are faster, too.
+    A float32 product on an x86 CPU is our kernel's. It adds the bias and applies the activation while a result is in
+    the first cache (torch's own product first copies the bias into the output, and the activation is another pass over
+    it), and whoever is free takes the next rows, where a processor is shared with other programs.
 
     Args:
         x: (..., in).
         weight: (out, in).
         bias: (out,) or None.
-        activation: none or relu.
+        activation: none, relu, or gelu (the exact one, by the error function); with gradients none or relu.
 
     Returns:
         (..., out).
     """
-    if not by_onednn(x, weight):
-        out = F.linear(x, weight, bias)
-        return out if activation == "none" else F.relu(out)
+    if not by_kernel(x, weight):
+        return activate(F.linear(x, weight, bias), activation)
     if not needs_gradient(x, weight, bias):
         return product(x, weight, bias, activation)
     inputs = Inputs.apply(x, weight, bias)
     return _Product.apply(inputs[0].grad_fn, *inputs, activation)
 
 
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """By torch."""
+    return F.relu(x) if activation == "relu" else F.gelu(x) if activation == "gelu" else x
+
+
 class Linear(nn.Linear):
     """`nn.Linear` by `linear`."""
 
-    def forward(self, x: Tensor, activation: Literal["none", "relu"] = "none") -> Tensor:
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         """(..., in) -> (..., out)."""
         return linear(x, self.weight, self.bias, activation)
 
 
 def dots(a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
     """a (B, R, D) and b (B, C, D) -> (B, R, C) their dot products and offset (B, R, 1); by `linear` where it pays."""
-    if len(a) == 1 and by_onednn(a, b):
-        return linear(a[0], b[0], None)[None].add_(offset)
+    if len(a) == 1 and by_kernel(b, a):  # the larger one as rows: packing it as a weight costs as much as the product
+        return linear(b, a[0], offset.flatten()).mT.contiguous()
     return torch.baddbmm(offset, a, b.mT)
 
 
-def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is oneDNN's."""
-    on_cpu = HAS_ONEDNN and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    # A compiler chooses products by itself.
-    return on_cpu and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling()
+def by_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is the CPU kernel's."""
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return False
+    # A compiler chooses products by itself. For few rows it does not pay to pack the weight.
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.shape[:-1].numel() < SOME_ROWS:
+        return False
+    return use_kernel(x) and best_instruction_set() >= 1  # elsewhere torch's own products are tuned better
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -70,23 +76,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """oneDNN's product, without gradients: x (..., in), weight (out, in) or `packed` -> (..., out).
-
-    The activation is none, relu or gelu (the exact one, by the error function).
-    """
-    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, x.shape[:-1].numel()), bias, activation, [], "none")
-
-
-def packed(weight: Tensor, rows: int) -> Tensor:
-    """weight (out, in) in the order in memory that oneDNN likes best, where that pays for a product with so many rows.
-
-    What is packed already, or transposed, comes back as it is.
-    """
-    pays = rows >= MANY_ROWS or (rows >= SOME_ROWS and weight.shape[1] >= LONG)
-    if not pays or weight.is_mkldnn or not weight.is_contiguous():
-        return weight
-    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
+    """The kernel's product, without gradients: x (..., in), weight (out, in) -> (..., out), as `linear`."""
+    return torch.ops.groundingdino.linear(x, weight, bias, activation)
 
 
 class Inputs(torch.autograd.Function):
@@ -135,3 +127,32 @@ class _Product(torch.autograd.Function):
             rows.sum(dim=0) if needs_bias else None,
             None,
         )
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, instruction_set: int | None = None
+) -> Tensor:
+    """The kernel for float32 tensors on the CPU; the weight may have any strides. Needs `library()`.
+
+    `instruction_set` is at most `best_instruction_set()`, which it is if None.
+    """
+    out = x.new_empty(*x.shape[:-1], len(weight))
+    bias = x.new_zeros(len(weight)) if bias is None else bias.contiguous()
+    layout = (*weight.shape, *weight.stride())
+    sizes = (x.shape[:-1].numel(), ACTIVATIONS.index(activation), torch.get_num_threads(), *layout)
+    workspace = x.new_empty(workspace_size("linear", sizes))
+    call("linear", sizes, instruction_set, (x.contiguous(), weight, bias, workspace, out))
+    return out
+
+
+torch.library.define("groundingdino::linear", "(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor")
+
+
+@torch.library.impl("groundingdino::linear", "cpu")
+def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    return forward(x, weight, bias, activation)
+
+
+@torch.library.register_fake("groundingdino::linear")
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))

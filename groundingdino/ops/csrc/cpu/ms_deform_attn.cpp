@@ -7,6 +7,7 @@
 // and results do not depend on the number of threads.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -70,6 +71,7 @@ struct Problem {
 // The fastest that this processor has, for all kernels of the library.
 EXPORT int64_t best_isa() {
 #if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return kAvx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
 #endif
   return kBaseline;
