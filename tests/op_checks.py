@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundingdino.ops.linear import SOME_ROWS, by_kernel
+from groundingdino.ops.cpu_library import best_instruction_set, library
 
-HAS_LINEAR_KERNEL = by_kernel(torch.empty(SOME_ROWS, 8), torch.empty(4, 8))
+HAS_LINEAR_KERNEL = library() is not None and best_instruction_set() >= 1
 
 
 def upstream(out: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def test_matrix_work_of_the_operators_that_torch_has_no_formula_for():
 
 
 @pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="nothing is computed again")
-def test_matrix_work_of_a_feed_forward_block_is_two_products_forward_and_five_backward():
+def test_matrix_work_of_a_feed_forward_block_is_two_products_forward_and_five_backward(kernels_for_all_sizes):
     rows, width, hidden = 600, 4, 8
     x, *weights = (torch.randn(*s, requires_grad=True) for s in ((rows, 4), (8, 4), (8,), (4, 8), (4,)))
     with matrix_bound.MatrixWork() as work:

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from groundingdino.ops import cpu_library, feed_forward
 from groundingdino.ops.feed_forward import forward
-from groundingdino.ops.linear import SOME_ROWS
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
-WIDTH, HIDDEN = 12, 40
+pytestmark = pytest.mark.usefixtures("kernels_for_all_sizes")
+ROWS, WIDTH, HIDDEN = 50, 12, 40
 TOLERANCE = 3e-6  # float32 sums of up to 40 products, of size about 1, in another order
 
 
@@ -35,9 +35,8 @@ def arguments(*rows: int) -> list[Tensor]:
 
 @pytest.fixture
 def few_at_once(monkeypatch):
-    """Nine rows at once in the backward pass, and the kernel for any number of rows."""
+    """Nine rows at once in the backward pass."""
     monkeypatch.setattr(sys.modules["groundingdino.ops.feed_forward"], "AT_ONCE", 9 * HIDDEN)
-    monkeypatch.setattr(sys.modules["groundingdino.ops.linear"], "SOME_ROWS", 1)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -86,7 +85,7 @@ def test_no_more_than_the_rows_at_once_of_the_hidden_layer_ever_exist(few_at_onc
 
 @pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="plain torch has its own order")
 def test_recomputation_stops_before_it():
-    tensors = [tensor.requires_grad_() for tensor in arguments(SOME_ROWS)]
+    tensors = [tensor.requires_grad_() for tensor in arguments(ROWS)]
     with Operators() as operators:
         out = checkpoint(lambda x: feed_forward(x * 2, *tensors[1:], "gelu"), tensors[0], use_reentrant=False)
         out.sum().backward()
@@ -108,7 +107,7 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_under_autocast_and_in_other_types_it_is_torchs_own(activation):
-    tensors = arguments(SOME_ROWS)
+    tensors = arguments(ROWS)
     double = [tensor.double() for tensor in tensors]
     assert torch.equal(feed_forward(*double, activation), plain(*double, activation))
     with torch.autocast("cpu", torch.bfloat16):
@@ -116,14 +115,14 @@ def test_under_autocast_and_in_other_types_it_is_torchs_own(activation):
 
 
 def test_what_needs_no_gradient_gets_none():
-    x, *weights = arguments(SOME_ROWS)
+    x, *weights = arguments(ROWS)
     x.requires_grad_()
     feed_forward(x, *weights, "relu").sum().backward()
     assert x.grad is not None and all(weight.grad is None for weight in weights)
 
 
 def test_it_compiles_into_one_graph():
-    tensors = arguments(SOME_ROWS)
+    tensors = arguments(ROWS)
     compiled = torch.compile(feed_forward, fullgraph=True, backend="aot_eager")
     actual, expected = (output_and_gradients(f, *tensors, "gelu") for f in (compiled, feed_forward))
     for a, b in zip(actual, expected, strict=True):

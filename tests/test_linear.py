@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.ops import Linear, cpu_library, dots, linear
-from groundingdino.ops.linear import SOME_ROWS, by_kernel, forward, product
+from groundingdino.ops.linear import by_kernel, forward, product
 
+pytestmark = pytest.mark.usefixtures("kernels_for_all_sizes")
+ROWS = 128
 ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU(), "gelu": nn.GELU()}
 # rows, in, out: few rows and many, one that no vector length divides, more of all than are computed at a time
-SIZES = [((2, 3), 16, 40), ((2, SOME_ROWS), 48, 16), ((SOME_ROWS, 1, 2), 16, 16), ((5,), 7, 3), ((0, 3), 8, 4)]
-SIZES += [((SOME_ROWS + 1,), 1025, 6), ((201,), 20, 70)]
+SIZES = [((2, 3), 16, 40), ((2, ROWS), 48, 16), ((ROWS, 1, 2), 16, 16), ((5,), 7, 3), ((0, 3), 8, 4)]
+SIZES += [((ROWS + 1,), 1025, 6), ((201,), 20, 70), ((2, 5), 20, 70)]
 TOLERANCE = 3e-6  # float32 sums of up to 1025 products, all together of size about 1, in another order
 
 
@@ -81,7 +83,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_with_and_without_gradient_the_result_is_the_same_to_rounding():
-    x, *_ = arguments((SOME_ROWS,), 48, 16)
+    x, *_ = arguments((ROWS,), 48, 16)
     layer = Linear(48, 16)
     with_gradient = layer(x)
     with torch.no_grad():
@@ -103,7 +105,7 @@ def test_its_state_is_that_of_torchs_layer():
 @pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="torch's own products are computed")
 def test_recomputation_stops_before_the_last_product(monkeypatch):
     first, last = Linear(8, 16), Linear(16, 4)
-    x = torch.randn(SOME_ROWS, 8, requires_grad=True)
+    x = torch.randn(ROWS, 8, requires_grad=True)
     computed = []
 
     def recorded(x, weight, *rest):
@@ -130,21 +132,21 @@ def test_dots_and_their_gradients_equal_float64s(batch, each_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_and_autocast_run_as_torchs_own(dtype):
-    x, weight, bias = (t.to(dtype) for t in arguments((SOME_ROWS,), 8, 4))
+    x, weight, bias = (t.to(dtype) for t in arguments((ROWS,), 8, 4))
     assert not by_kernel(x, weight)
     assert torch.equal(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(*arguments((SOME_ROWS,), 8, 4)).dtype == torch.bfloat16
+        assert linear(*arguments((ROWS,), 8, 4)).dtype == torch.bfloat16
 
 
 def test_without_the_kernel_it_is_torchs_own(monkeypatch):
-    tensors = arguments((SOME_ROWS,), 8, 4)
+    tensors = arguments((ROWS,), 8, 4)
     monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
     assert torch.equal(linear(*tensors, "relu"), nn.functional.linear(*tensors).relu())
 
 
 def test_it_compiles_into_one_graph():
-    tensors = arguments((SOME_ROWS,), 8, 4)
+    tensors = arguments((ROWS,), 8, 4)
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     for a, b in zip(output_and_gradients(compiled, *tensors), output_and_gradients(linear, *tensors), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from groundingdino.ops.cpu_library import call, workspace_size
 from groundingdino.ops.linear import ACTIVATIONS, Activation, Inputs, activate, by_kernel, needs_gradient, product
+from groundingdino.ops.linear import forward as linear_forward
 
 AT_ONCE = 1 << 22  # numbers of the hidden layer: 16 MiB, so that they wait in the processor's cache for the next step
 
@@ -88,14 +89,18 @@ def forward(
     activation: Activation,
     instruction_set: int | None = None,
 ) -> Tensor:
-    """The kernel for float32 tensors on the CPU. Needs `library()`.
+    """The kernels for float32 tensors on the CPU. Need `library()`.
 
     `instruction_set` is at most `best_instruction_set()`, which it is if None.
     """
+    rows = x.shape[:-1].numel()
+    if 8 * rows <= len(weight1):  # few, whose hidden layer is small, beside the weights
+        hidden = linear_forward(x, weight1, bias1, activation, instruction_set)
+        return linear_forward(hidden, weight2, bias2, "none", instruction_set)
     x, bias1, bias2 = x.contiguous(), bias1.contiguous(), bias2.contiguous()
     out = torch.empty_like(x)
     weights = (*weight1.shape, *weight1.stride(), *weight2.shape, *weight2.stride())
-    sizes = (x.shape[:-1].numel(), ACTIVATIONS.index(activation), torch.get_num_threads(), *weights)
+    sizes = (rows, ACTIVATIONS.index(activation), torch.get_num_threads(), *weights)
     workspace = x.new_empty(workspace_size("feed_forward", sizes))
     call("feed_forward", sizes, instruction_set, (x, weight1, bias1, weight2, bias2, workspace, out))
     return out

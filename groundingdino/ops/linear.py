@@ -14,7 +14,7 @@ from groundingdino.ops.cpu_library import best_instruction_set, call, use_kernel
 
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS = ("none", "relu", "gelu")  # in the kernel's order
-SOME_ROWS = 128  # from which on the kernel is faster
+ENOUGH = 1 << 23  # multiplications from which on the kernel is faster; fewer take no time at all
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
@@ -56,8 +56,8 @@ class Linear(nn.Linear):
 
 def dots(a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
     """a (B, R, D) and b (B, C, D) -> (B, R, C) their dot products and offset (B, R, 1); by `linear` where it pays."""
-    if len(a) == 1 and by_kernel(b, a):  # the larger one as rows: packing it as a weight costs as much as the product
-        return linear(b, a[0], offset.flatten()).mT.contiguous()
+    if len(a) == 1 and by_kernel(a, b[0]):
+        return linear(a, b[0], None).add_(offset)
     return torch.baddbmm(offset, a, b.mT)
 
 
@@ -65,8 +65,8 @@ def by_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether a product is the CPU kernel's."""
     if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
         return False
-    # A compiler chooses products by itself. For few rows it does not pay to pack the weight.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.shape[:-1].numel() < SOME_ROWS:
+    # A compiler chooses products by itself.
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < ENOUGH:
         return False
     return use_kernel(x) and best_instruction_set() >= 1  # elsewhere torch's own products are tuned better
 
@@ -136,13 +136,26 @@ def forward(
 
     `instruction_set` is at most `best_instruction_set()`, which it is if None.
     """
-    out = x.new_empty(*x.shape[:-1], len(weight))
-    bias = x.new_zeros(len(weight)) if bias is None else bias.contiguous()
+    rows, width_out = x.shape[:-1].numel(), len(weight)
+    out = x.new_empty(*x.shape[:-1], width_out)
+    if 4 * rows <= width_out and weight.is_contiguous():
+        # The kernel rearranges its second factor, so let that be the smaller one.
+        transposed = weight.new_empty(width_out, rows)
+        _multiply(weight, x.flatten(0, -2), weight.new_zeros(rows), "none", transposed, instruction_set)
+        out.view(rows, width_out).copy_(transposed.T)
+        return activate(out if bias is None else out.add_(bias), activation)
+    bias = x.new_zeros(width_out) if bias is None else bias.contiguous()
+    _multiply(x.contiguous(), weight, bias, activation, out, instruction_set)
+    return out
+
+
+def _multiply(
+    x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, out: Tensor, instruction_set: int | None
+) -> None:
     layout = (*weight.shape, *weight.stride())
     sizes = (x.shape[:-1].numel(), ACTIVATIONS.index(activation), torch.get_num_threads(), *layout)
     workspace = x.new_empty(workspace_size("linear", sizes))
-    call("linear", sizes, instruction_set, (x.contiguous(), weight, bias, workspace, out))
-    return out
+    call("linear", sizes, instruction_set, (x, weight, bias, workspace, out))
 
 
 torch.library.define("groundingdino::linear", "(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor")
