@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kWidestPanel = 32;  // of all instruction sets
 constexpr int64_t kDepth = 512;  // of a product: so much of a panel at a time, 32 KiB with 16 columns
-constexpr int64_t kRows = 96;  // of a task, at the most; the 8 or so tasks a worker gets then are of one length
+constexpr int64_t kRows = 96;  // of a task, at the most: with 512 hidden columns they fit a core's cache
 constexpr int64_t kApart = 16;  // between the ends of hidden rows: multiples of 4 KiB get into each other's way
 
 enum Activation : int64_t { kNone = 0, kRelu = 1, kGelu = 2 };
