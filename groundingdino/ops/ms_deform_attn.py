@@ -40,7 +40,7 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
         ValueError: if shapes, sizes or devices do not fit together.
 
     `GROUNDINGDINO_MSDA` chooses the path: `auto` (the device's kernel where there is one), `aclnn` (an NPU has to use
-    its kernel), `composite` (grid_sample everywhere; `window_attention` heeds it, too).
+    its kernel), `composite` (grid_sample everywhere; the CPU's other kernels heed it, too).
     """
     flat_shapes = [size for shape in shapes for size in shape]
     check_arguments(value, flat_shapes, locations, weights)
