@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+CHECKPOINTED = ("SwinLayer", "MMGroundingDinoEncoderLayer")  # a block of the backbone, a layer of the encoder
+
 
 class Side:
     """The model and what the benchmarks ask of it."""
@@ -51,8 +53,9 @@ class Side:
 
     def _checkpoint(self, on: bool) -> None:
         """Its own switch reaches the decoder only: wrap the backbone's blocks and the encoder's layers."""
-        stages = self.model.model.backbone.conv_encoder.model.encoder.layers
-        for layer in [*(block for stage in stages for block in stage.blocks), *self.model.model.encoder.layers]:
+        # By their classes: where in the model the blocks are differs from version 4 to 5.
+        layers = [module for module in self.model.modules() if type(module).__name__ in CHECKPOINTED]
+        for layer in layers:
             layer.__dict__.pop("forward", None)
             if on:
                 layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
