@@ -59,7 +59,7 @@ def test_output_and_gradients_equal_float64s(rows, activation, few_at_once):
 @pytest.mark.parametrize("width, hidden", [(12, 40), (70, 1030), (600, 33)])
 def test_every_kernel_equals_float64(width, hidden, activation, instruction_set):
     if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such instructions")
+        pytest.skip("this processor has no such vectors")
     sizes = ((211, width), (hidden, width), (hidden,), (width, hidden), (width,))
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(size, generator=generator) / size[-1] ** 0.5 for size in sizes]

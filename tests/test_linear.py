@@ -53,7 +53,7 @@ def test_output_and_gradients_equal_float64s(size, activation, with_bias, each_p
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_kernel_equals_float64(size, activation, instruction_set):
     if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such instructions")
+        pytest.skip("this processor has no such vectors")
     x, weight, bias = arguments(*size)
     exact = ACTIVATIONS[activation](nn.functional.linear(x.double(), weight.double(), bias.double()))
     apart = weight.T.contiguous().T  # the same values, columns after columns

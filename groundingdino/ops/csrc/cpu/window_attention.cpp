@@ -43,6 +43,7 @@ struct Rows {
 
 }  // namespace
 
+#define WITH_AVX512
 #define KERNELS "window_attention.inc"
 #include "each_isa.inc"
 
