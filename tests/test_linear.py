@@ -1,14 +1,15 @@
 """Linear layers: our kernel and torch's own products compute the same."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
-from op_checks import HAS_LINEAR_KERNEL, output_and_gradients
+from op_checks import HAS_LINEAR_KERNEL, assert_same, output_and_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groundingdino.ops import Linear, cpu_library, dots, linear
+from groundingdino.ops import Linear, bmm, cpu_library, linear
 from groundingdino.ops.linear import by_kernel, forward, product
 
 pytestmark = pytest.mark.usefixtures("kernels_for_all_sizes")
@@ -121,13 +122,25 @@ def test_recomputation_stops_before_the_last_product(monkeypatch):
     assert x.grad is not None and first.weight.grad is not None and last.weight.grad is not None
 
 
+# a transposed a or b, and what the products start from: as the scores, their weighted sums, and the text's update
+@pytest.mark.parametrize("rows", [7, 2 * ROWS])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_dots_and_their_gradients_equal_float64s(batch, each_path):
+@pytest.mark.parametrize("turn, start", [("b", "row"), ("a", "column"), ("", "nothing")])
+def test_batched_products_and_their_gradients_equal_float64s(turn, start, batch, rows, each_path):
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(batch, *size, generator=generator) for size in ((7, 16), (40, 16), (7, 1))]
-    exact = output_and_gradients(lambda a, b, offset: a @ b.mT + offset, *(tensor.double() for tensor in tensors))
-    for a, b in zip(output_and_gradients(dots, *tensors), exact, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=2 * TOLERANCE)
+    starts = {"row": [(batch, rows, 1)], "column": [(40,)], "nothing": []}[start]
+    sizes = [(batch, 16, rows) if turn == "a" else (batch, rows, 16), (batch, 40, 16) if turn == "b" else (batch, 16, 40)]
+    tensors = [torch.randn(*size, generator=generator) for size in (*sizes, *starts)]
+
+    def turned(product, a, b, start=None):
+        a, b = (tensor.mT if turn == name else tensor for name, tensor in (("a", a), ("b", b)))
+        return product(a, b, start)
+
+    def plain(a, b, start):
+        return a @ b if start is None else a @ b + start
+
+    exact = output_and_gradients(partial(turned, plain), *(tensor.double() for tensor in tensors))
+    assert_same(output_and_gradients(partial(turned, bmm), *tensors), exact, TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundingdino.ops import Linear, dots
+from groundingdino.ops import Linear, bmm
 
 SCORE_LIMIT = 50000.0  # mmdet clamps scores here, so that float16 does not overflow
 
@@ -63,7 +63,7 @@ class Fusion(nn.Module):
         key_in_image_space = by_image(torch.bmm(key, self.image_query.weight.unflatten(0, (heads, -1))))  # (B, M T, D)
         key_offset = by_image(torch.bmm(key, self.image_query.bias.unflatten(0, (heads, -1, 1))))  # (B, M T, 1)
         # In place, as the mask below: with many words no tensor here is larger than the scores.
-        scores = dots(key_in_image_space, image, key_offset).clamp_(-SCORE_LIMIT, SCORE_LIMIT)  # (B, M T, S)
+        scores = bmm(key_in_image_space, image.mT, key_offset).clamp_(-SCORE_LIMIT, SCORE_LIMIT)  # (B, M T, S)
 
         to_image = scores if image_valid is None else scores.masked_fill(~image_valid[:, None], float("-inf"))
         to_image = F.dropout(to_image.softmax(dim=-1), self.dropout, self.training)
@@ -74,9 +74,9 @@ class Fusion(nn.Module):
         # The scale of the residual goes into the small matrix instead of over all image tokens.
         image_out = (self.image_out.weight * self.image_scale[:, None]).unflatten(1, (heads, -1))  # (D, M, E)
         value_in_image_space = by_image(torch.bmm(by_head(self.text_value(text)), image_out.permute(1, 2, 0)))
-        image_delta = torch.baddbmm(self.image_out.bias * self.image_scale, to_text.mT, value_in_image_space)
+        image_delta = bmm(to_text.mT, value_in_image_space, self.image_out.bias * self.image_scale)
 
-        pooled = torch.bmm(to_image, image)  # (B, M T, D)
+        pooled = bmm(to_image, image)  # (B, M T, D)
         # Dropout leaves rows that do not sum to one, so the bias is weighed by the row's sum.
         pooled = torch.cat((pooled, to_image.sum(dim=-1, keepdim=True).to(pooled.dtype)), dim=-1)
         pooled = pooled.unflatten(1, (heads, tokens)).transpose(0, 1).flatten(1, 2)  # (M, B T, D + 1)

@@ -3,7 +3,7 @@
 from groundingdino.ops import cpu as cpu  # registers the CPU's kernels
 from groundingdino.ops import npu as npu  # registers the NPU's kernels; needs neither torch_npu nor CANN
 from groundingdino.ops.feed_forward import feed_forward
-from groundingdino.ops.linear import Activation, Linear, dots, linear
+from groundingdino.ops.linear import Activation, Linear, bmm, linear
 from groundingdino.ops.ms_deform_attn import ms_deform_attn
 from groundingdino.ops.reference import ms_deform_attn_reference
 from groundingdino.ops.window_attention import Windows, window_attention, window_attention_reference
@@ -11,7 +11,7 @@ from groundingdino.ops.window_attention import Windows, window_attention, window
 __all__ = [
     "Activation",
     "Linear",
-    "dots",
+    "bmm",
     "feed_forward",
     "linear",
     "Windows",

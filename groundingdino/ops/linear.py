@@ -15,6 +15,7 @@ from groundingdino.ops.cpu_library import best_instruction_set, call, use_kernel
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS = ("none", "relu", "gelu")  # in the kernel's order
 ENOUGH = 1 << 23  # multiplications from which on the kernel is faster; fewer take no time at all
+MANY_ROWS = 128  # from which on a large second factor may be rearranged for them
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
@@ -54,11 +55,14 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, activation)
 
 
-def dots(a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
-    """a (B, R, D) and b (B, C, D) -> (B, R, C) their dot products and offset (B, R, 1); by `linear` where it pays."""
-    if len(a) == 1 and by_kernel(a, b[0]):
-        return linear(a, b[0], None).add_(offset)
-    return torch.baddbmm(offset, a, b.mT)
+def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """start + a b as `torch.baddbmm`: a (B, R, K), b (B, K, C), start (C,) or (B, R, 1); by `linear` where it pays."""
+    weight = b[0].mT
+    if len(a) == 1 and (a.shape[1] >= MANY_ROWS or weight.is_contiguous()) and by_kernel(a, weight):
+        if start is None or start.dim() == 1:
+            return linear(a, weight, start)
+        return linear(a, weight, None).add_(start)
+    return torch.bmm(a, b) if start is None else torch.baddbmm(start, a, b)
 
 
 def by_kernel(x: Tensor, weight: Tensor) -> bool:
@@ -132,20 +136,20 @@ class _Product(torch.autograd.Function):
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, instruction_set: int | None = None
 ) -> Tensor:
-    """The kernel for float32 tensors on the CPU; the weight may have any strides. Needs `library()`.
+    """The kernel for float32 tensors on the CPU; x and the weight may have any strides. Needs `library()`.
 
     `instruction_set` is at most `best_instruction_set()`, which it is if None.
     """
-    rows, width_out = x.shape[:-1].numel(), len(weight)
+    rows, (width_out, width_in) = x.shape[:-1].numel(), weight.shape
     out = x.new_empty(*x.shape[:-1], width_out)
-    if 4 * rows <= width_out and weight.is_contiguous():
+    if rows <= min(width_in, width_out // 4) and weight.is_contiguous():
         # The kernel rearranges its second factor, so let that be the smaller one.
         transposed = weight.new_empty(width_out, rows)
         _multiply(weight, x.flatten(0, -2), weight.new_zeros(rows), "none", transposed, instruction_set)
         out.view(rows, width_out).copy_(transposed.T)
         return activate(out if bias is None else out.add_(bias), activation)
     bias = x.new_zeros(width_out) if bias is None else bias.contiguous()
-    _multiply(x.contiguous(), weight, bias, activation, out, instruction_set)
+    _multiply(x.flatten(0, -2), weight, bias, activation, out, instruction_set)
     return out
 
 
@@ -153,7 +157,7 @@ def _multiply(
     x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, out: Tensor, instruction_set: int | None
 ) -> None:
     layout = (*weight.shape, *weight.stride())
-    sizes = (x.shape[:-1].numel(), ACTIVATIONS.index(activation), torch.get_num_threads(), *layout)
+    sizes = (len(x), *x.stride(), ACTIVATIONS.index(activation), torch.get_num_threads(), *layout)
     workspace = x.new_empty(workspace_size("linear", sizes))
     call("linear", sizes, instruction_set, (x, weight, bias, workspace, out))
 

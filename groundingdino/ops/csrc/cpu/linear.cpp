@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kWidestPanel = 32;  // of all instruction sets
 constexpr int64_t kDepth = 512;  // of a product: so much of a panel at a time, 32 KiB with 16 columns
 constexpr int64_t kRows = 96;  // of a task, at the most: with 512 hidden columns they fit a core's cache
-constexpr int64_t kApart = 16;  // between the ends of hidden rows: multiples of 4 KiB get into each other's way
+constexpr int64_t kPartStride = kDepth + 16;  // of rows in a worker's buffers; not a multiple of 4 KiB
+constexpr int64_t kPart = kRows * kPartStride;  // elements of a buffer
 
 enum Activation : int64_t { kNone = 0, kRelu = 1, kGelu = 2 };
 
@@ -30,7 +31,7 @@ struct Weight {
 
 // As Python passes it: int64 in this order.
 struct Linear {
-  int64_t rows, activation, threads;
+  int64_t rows, row_stride, stride, activation, threads;  // the strides are those of x
   Weight weight;
 
   explicit Linear(const int64_t* numbers) { std::memcpy(this, numbers, sizeof(Linear)); }
@@ -49,13 +50,16 @@ struct FeedForward {
 #include "each_isa.inc"
 
 // Elements of the workspace.
-EXPORT int64_t linear_workspace(const int64_t* numbers) { return Linear(numbers).weight.packed_size(); }
+EXPORT int64_t linear_workspace(const int64_t* numbers) {
+  const Linear sizes(numbers);
+  return sizes.weight.packed_size() + sizes.threads * kPart;
+}
 EXPORT int64_t feed_forward_workspace(const int64_t* numbers) {
   const FeedForward sizes(numbers);
-  return sizes.weight1.packed_size() + sizes.weight2.packed_size() + sizes.threads * kRows * (kDepth + kApart);
+  return sizes.weight1.packed_size() + sizes.weight2.packed_size() + sizes.threads * 2 * kPart;
 }
 
-// x (rows, in) and out (rows, out) contiguous; bias (out,); isa at most best_isa().
+// x (rows, in) at any strides, out (rows, out) contiguous; bias (out,); isa at most best_isa().
 EXPORT void linear_float(const int64_t* numbers, int64_t isa, const float* x, const float* weight, const float* bias,
                          float* workspace, float* out) {
   const Linear sizes(numbers);
