@@ -4,11 +4,14 @@
 
 Counts what reaches the dispatcher below autograd in forward, loss and backward. Views launch nothing and are not
 counted; a host read makes the device wait for the host. Needs no device: counts do not depend on it, except that on the
-CPU `.cpu()` copies nothing, so the matcher's single read is counted where it happens, at `match`.
+CPU `.cpu()` copies nothing, so the matcher's single read is counted where it happens, at `match`, and that the CPU has
+kernels of its own. It is counted with these, and with deformable attention's alone, which is what an accelerator has.
 """
 
 import argparse
+import importlib
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -68,8 +71,17 @@ def training_batch(height: int, width: int, images: int = 2) -> tuple[ImageBatch
     )
 
 
+def as_on_an_accelerator() -> ExitStack:
+    """A context in which window attention and products are torch's."""
+    stack = ExitStack()
+    for module, choice in (("window_attention", "use_kernel"), ("linear", "by_kernel"), ("feed_forward", "by_kernel")):
+        stack.enter_context(patch.object(importlib.import_module(f"groundingdino.ops.{module}"), choice, lambda *_: False))
+    return stack
+
+
 def count_step(preset: str, height: int, width: int) -> tuple[OperatorCount, int, int]:
     """Counts of a step, how many of the operators were the forward pass, and how often the matcher read the device."""
+    torch.manual_seed(0)  # as many branches are skipped each time
     model, criterion = build_detector(MODEL_PRESETS[preset]()).train(), Criterion()
     images, text, targets = training_batch(height, width)
     with OperatorCount() as count, patch.object(criterion_module, "match", wraps=criterion_module.match) as matching:
@@ -86,13 +98,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(320, 448), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--most", type=int, default=0, help="list so many operators, most frequent first")
     options = parser.parse_args()
-    count, forward, matching = count_step(options.preset, *options.size)
-    operators, reads = sum(count.operators.values()), sum(count.reads.values())
-    print(f"{'':24}operators  forward  scalar reads  other reads")
-    scalar = sum(count.reads[name] for name in SCALAR_READS)
-    print(f"{'groundingdino':24}{operators:9,}{forward:9,}{scalar:14,}{reads - scalar + matching:13,}")
+    with as_on_an_accelerator():
+        accelerator = count_step(options.preset, *options.size)
+    count, *_ = cpu = count_step(options.preset, *options.size)
+    print(f"{'':32}operators  forward  scalar reads  other reads")
+    for name, (counted, forward, matching) in {"accelerator": accelerator, "CPU": cpu}.items():
+        operators, reads = sum(counted.operators.values()), sum(counted.reads.values())
+        scalar = sum(counted.reads[read] for read in SCALAR_READS)
+        name = f"groundingdino, {name}"
+        print(f"{name:32}{operators:9,}{forward:9,}{scalar:14,}{reads - scalar + matching:13,}")
     for name, (total, scalars, others) in PEERS.items():
-        print(f"{name:24}{total:9,}{'':9}{scalars:14,}{others:13,}")
+        print(f"{name:32}{total:9,}{'':9}{scalars:14,}{others:13,}")
     for name, times in count.operators.most_common(options.most):
         print(f"{times:6,} {name}")
     for name, times in count.reads.items():
