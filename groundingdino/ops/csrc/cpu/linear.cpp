@@ -45,7 +45,6 @@ struct FeedForward {
 
 }  // namespace
 
-#define WITH_AVX512
 #define KERNELS "linear.inc"
 #include "each_isa.inc"
 

@@ -43,7 +43,6 @@ struct Rows {
 
 }  // namespace
 
-#define WITH_AVX512
 #define KERNELS "window_attention.inc"
 #include "each_isa.inc"
 
