@@ -1,7 +1,7 @@
 // Multi-scale deformable attention on CPUs: plain C ABI, no torch headers, so that one build serves every torch version.
 //
 // With many queries, as many as tokens, a head's part of the value is first packed, so that its rows lie next to each
-// other in the caches. Few queries, as the decoder's, read and write where the tokens lie.
+// other in the caches. Few queries, as the decoder's, read where the tokens lie. The value's gradient is always packed.
 // Forward: work is split into (image, head, tile of queries).
 // Backward: one task is one (image, head, level). No other task touches its part of any gradient, so nothing is atomic
 // and results do not depend on the number of threads.
@@ -87,7 +87,7 @@ EXPORT int64_t msda_forward_workspace(const int64_t* numbers) {
 EXPORT int64_t msda_backward_workspace(const int64_t* numbers) {
   Problem problem(numbers);
   const Sizes& s = problem.sizes;
-  return problem.packs() ? s.threads * 2 * problem.packed_size(problem.largest_level()) : 0;
+  return s.threads * 2 * problem.packed_size(problem.largest_level());
 }
 
 // All tensors contiguous; workspaces aligned to 64 bytes; isa at most best_isa().
