@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from groundingdino.config import MODEL_PRESETS
-from groundingdino.model import build_detector
+from groundingdino.model import backbone, build_detector
+from groundingdino.ops import window_attention_reference
 from groundingdino.structures import ImageBatch, Targets
 from groundingdino.text import CaptionTokenizer, collate_text, finish_caption, positive_map
 from groundingdino.training import criterion as criterion_module
@@ -74,8 +75,10 @@ def training_batch(height: int, width: int, images: int = 2) -> tuple[ImageBatch
 def as_on_an_accelerator() -> ExitStack:
     """A context in which window attention and products are torch's."""
     stack = ExitStack()
-    for module, choice in (("window_attention", "use_kernel"), ("linear", "by_kernel"), ("feed_forward", "by_kernel")):
-        stack.enter_context(patch.object(importlib.import_module(f"groundingdino.ops.{module}"), choice, lambda *_: False))
+    stack.enter_context(patch.object(backbone, "window_attention", window_attention_reference))
+    for name in ("linear", "feed_forward"):
+        module = importlib.import_module(f"groundingdino.ops.{name}")
+        stack.enter_context(patch.object(module, "by_kernel", lambda *_: False))
     return stack
 
 
