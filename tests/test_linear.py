@@ -122,15 +122,16 @@ def test_recomputation_stops_before_the_last_product(monkeypatch):
     assert x.grad is not None and first.weight.grad is not None and last.weight.grad is not None
 
 
-# a transposed a or b, and what the products start from: as the scores, their weighted sums, and the text's update
+# which factor is transposed, and what the products start from: as the fusion's scores, image update and pooled image
 @pytest.mark.parametrize("rows", [7, 2 * ROWS])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("turn, start", [("b", "row"), ("a", "column"), ("", "nothing")])
 def test_batched_products_and_their_gradients_equal_float64s(turn, start, batch, rows, each_path):
     generator = torch.Generator().manual_seed(0)
     starts = {"row": [(batch, rows, 1)], "column": [(40,)], "nothing": []}[start]
-    sizes = [(batch, 16, rows) if turn == "a" else (batch, rows, 16), (batch, 40, 16) if turn == "b" else (batch, 16, 40)]
-    tensors = [torch.randn(*size, generator=generator) for size in (*sizes, *starts)]
+    a = (batch, 16, rows) if turn == "a" else (batch, rows, 16)
+    b = (batch, 40, 16) if turn == "b" else (batch, 16, 40)
+    tensors = [torch.randn(*size, generator=generator) for size in (a, b, *starts)]
 
     def turned(product, a, b, start=None):
         a, b = (tensor.mT if turn == name else tensor for name, tensor in (("a", a), ("b", b)))

@@ -1,8 +1,8 @@
 // Linear layers and feed-forward blocks on CPUs, float32: plain C ABI, no torch headers, as ms_deform_attn.cpp.
 //
 // A weight is first copied into panels: the columns that are computed at a time lie next to each other, step by step.
-// Then work is split by rows. A task's rows and what it makes of them stay in the caches of one core, and panels pass by:
-// in a feed-forward block the hidden layer of a few rows exists some hundred columns at a time.
+// Then work is split by rows. A task's rows and what it makes of them stay in the caches of one core, and panels pass
+// by: in a feed-forward block the hidden layer of a few rows exists some hundred columns at a time.
 
 #include <algorithm>
 #include <cmath>
