@@ -124,7 +124,7 @@ def test_recomputation_stops_before_the_last_product(monkeypatch):
 
 # which factor is transposed, and what the products start from: as the fusion's scores, image update and pooled image
 @pytest.mark.parametrize("rows", [7, 2 * ROWS])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("turn, start", [("b", "row"), ("a", "column"), ("", "nothing")])
 def test_batched_products_and_their_gradients_equal_float64s(turn, start, batch, rows, each_path):
     generator = torch.Generator().manual_seed(0)
