@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     with as_on_an_accelerator():
         accelerator = count_step(options.preset, *options.size)
-    count, *_ = cpu = count_step(options.preset, *options.size)
+    cpu = count_step(options.preset, *options.size)
     print(f"{'':32}operators  forward  scalar reads  other reads")
     for name, (counted, forward, matching) in {"accelerator": accelerator, "CPU": cpu}.items():
         operators, reads = sum(counted.operators.values()), sum(counted.reads.values())
@@ -112,9 +112,9 @@ def main() -> None:
         print(f"{name:32}{operators:9,}{forward:9,}{scalar:14,}{reads - scalar + matching:13,}")
     for name, (total, scalars, others) in PEERS.items():
         print(f"{name:32}{total:9,}{'':9}{scalars:14,}{others:13,}")
-    for name, times in count.operators.most_common(options.most):
+    for name, times in cpu[0].operators.most_common(options.most):
         print(f"{times:6,} {name}")
-    for name, times in count.reads.items():
+    for name, times in cpu[0].reads.items():
         print(f"{times:6,} {name} (read)")
 
 
