@@ -56,7 +56,7 @@ class Linear(nn.Linear):
 
 
 def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
-    """a (B, R, K), b (B, K, C) -> (B, R, C) start + a b, start (C,), (B, R, 1) or nothing; by `linear` where it pays."""
+    """a (B, R, K), b (B, K, C) -> (B, R, C) start + a b, start (C,), (B, R, 1) or None; by `linear` where it pays."""
     if len(a) == 1 and (a.shape[1] >= MANY_ROWS or b.mT.is_contiguous()) and by_kernel(a, b[0].mT):
         weight = b[0].mT
         if start is None or start.dim() == 1:
