@@ -1,81 +1,8 @@
-"""Train MM-Grounding-DINO.
+"""Train MM-Grounding-DINO: see --help."""
 
-    torchrun --nproc_per_node=8 train.py                    the RefCOCO recipe: MM-GDINO-B, 8 devices with 2 images each
-    python train.py quickstart                              a small model learns rendered scenes on a CPU, from nothing
-    python train.py --data.root DIR --optimizer.lr 1e-4     any field of any preset can be set; see train.py refcoco -h
-    torchrun --nproc_per_node=8 --max-restarts 3 train.py --resume auto      goes on after a crash
-    torchrun --nproc_per_node=8 -- train.py --run DIR       `--`, where torchrun would take a flag for its own
-
-Exit code 2: something that you can mend, in one line. 1: training was stopped by a loss that is not finite.
-"""
-
-import os
 import sys
-import time
 
-import tyro
-
-from groundingdino.config import TRAIN_PRESETS, TrainConfig
-
-DEFAULT = "refcoco"
-OTHERS_WAIT = 3.0  # seconds
-HELP = {"refcoco": "fine-tune MM-GDINO-B on RefCOCO", "quickstart": "a small model on rendered scenes, 2 CPU cores"}
-
-
-def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
-    """The preset's name and the config with what the command line changes of it."""
-    if not arguments or arguments[0] not in (*TRAIN_PRESETS, "-h", "--help"):
-        arguments = [DEFAULT, *arguments]
-    presets = {name: (HELP[name], preset()) for name, preset in TRAIN_PRESETS.items()}
-    config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="train.py", description=__doc__)
-    return arguments[0], config
-
-
-def complain(error: Exception) -> None:
-    """One line on stderr, from one process where all of them fail alike."""
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
-        time.sleep(OTHERS_WAIT)  # torchrun ends this process meanwhile if the main one has failed too
-    where = "" if rank == "0" else f"process {rank}: "
-    print(f"train.py: {where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Parse, check, train, and say where everything is. The exit code."""
-    preset, config = parse(sys.argv[1:])
-    from tqdm import tqdm  # from here on it is slow to import: torch and all
-
-    from groundingdino import distributed
-    from groundingdino.training import quickstart
-    from groundingdino.training.guard import NonFiniteLossError
-    from groundingdino.training.prepare import missing_data
-    from groundingdino.training.trainer import fit
-
-    def say(line: str) -> None:
-        if distributed.is_main():
-            tqdm.write(line, file=sys.stdout)
-
-    try:
-        world = distributed.init(config.device)
-        if preset == "quickstart":
-            quickstart.make_data(config, say)
-        problem = missing_data(config.data)
-        if problem is not None:
-            raise ValueError(problem)
-        result = fit(config, world, say)
-        for what, path in result.files.items():
-            say(f"{what}: {path}")
-        if preset == "quickstart":
-            quickstart.report(config, world, result, say)
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        complain(error)
-        return 1 if isinstance(error, NonFiniteLossError) else 2
-    except KeyboardInterrupt:
-        print("train.py: interrupted; go on with --resume auto", file=sys.stderr)
-        return 130
-    distributed.shutdown()
-    return 0
-
+from groundingdino.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

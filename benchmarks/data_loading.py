@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.race import row
-from groundingdino.data import Augmentation, Source, TrainLoader, build_train_loader, load_odvg, transforms
+from groundingdino.data import Augmentation, Source, TrainLoader, build_train_loader, load_odvg
 from groundingdino.data.augmentation import augment
 from groundingdino.data.batch import collate_images
+from groundingdino.inputs import transforms
 
 IMAGES_PER_SECOND, OPEN_SECONDS, WORKER_MB = 60, 10, 50  # targets
 SIZE = (640, 480)  # COCO's most frequent

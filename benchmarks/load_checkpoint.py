@@ -18,7 +18,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from benchmarks.worker import peak_mib, reset_peak
-from groundingdino.checkpoint import load_detector
+from groundingdino.checkpoints.model_file import load_detector
 from groundingdino.model import build_detector  # timm's import is not part of what is measured
 reset_peak()
 before, started = peak_mib(), time.perf_counter()

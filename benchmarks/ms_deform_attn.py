@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 
 # Before torch: it settles how large tensors get memory.
-from groundingdino.devices import configure, pick_device, synchronize
+from groundingdino.runtime.devices import configure, pick_device, synchronize
 
 # isort: split
 import torch

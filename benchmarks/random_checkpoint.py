@@ -13,8 +13,8 @@ import torch
 import tyro
 from torch import Tensor
 
+from groundingdino.checkpoints.formats import mmdet
 from groundingdino.config import MODEL_PRESETS, ModelConfig
-from groundingdino.conversion import mmdet
 from groundingdino.model import GroundingDINO, build_detector
 
 

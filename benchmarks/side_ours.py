@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from groundingdino import distributed  # before torch: it settles how large tensors get memory
+from groundingdino.runtime import distributed  # before torch: it settles how large tensors get memory
 
 # isort: split
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.matrix_bound import MatrixWork, rates
-from groundingdino.checkpoint import load_detector
+from groundingdino.checkpoints.model_file import load_detector
 from groundingdino.evaluation.referring import EvaluationOptions, ask
-from groundingdino.predictor import Predictor
-from groundingdino.prompts import Categories
+from groundingdino.inference.predictor import Predictor
+from groundingdino.inference.prompts import Categories
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.step import TrainingStep

@@ -19,10 +19,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from groundingdino.config import MODEL_PRESETS
+from groundingdino.inputs.text import CaptionTokenizer, collate_text, finish_caption, positive_map
 from groundingdino.model import backbone, build_detector
 from groundingdino.ops import window_attention_reference
 from groundingdino.structures import ImageBatch, Targets
-from groundingdino.text import CaptionTokenizer, collate_text, finish_caption, positive_map
 from groundingdino.training import criterion as criterion_module
 from groundingdino.training.criterion import Criterion
 

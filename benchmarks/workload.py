@@ -7,11 +7,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.random_checkpoint import random_model
-from groundingdino import text
-from groundingdino.checkpoint import save_detector
+from groundingdino.checkpoints.convert import convert_file
+from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.config import MODEL_PRESETS
-from groundingdino.converter import convert_file
 from groundingdino.data.batch import collate_images
+from groundingdino.inputs import text
 
 SENTENCES = (
     "the man in the red shirt on the left",

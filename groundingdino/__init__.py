@@ -3,22 +3,22 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from groundingdino import environment as environment  # first: it settles variables that `import torch` reads
+from groundingdino.runtime import bootstrap as bootstrap  # first: it settles variables that `import torch` reads
 
 if TYPE_CHECKING:
     from groundingdino.config import MODEL_PRESETS as MODEL_PRESETS
     from groundingdino.config import ModelConfig as ModelConfig
-    from groundingdino.drawing import draw_detections as draw_detections
+    from groundingdino.inference.predictor import Predictor as Predictor
+    from groundingdino.inference.predictor import load_model as load_model
+    from groundingdino.inference.prompts import Categories as Categories
+    from groundingdino.inference.prompts import Phrases as Phrases
+    from groundingdino.inference.prompts import Referring as Referring
+    from groundingdino.inference.prompts import Spans as Spans
+    from groundingdino.inference.results import to_coco as to_coco
+    from groundingdino.inference.results import to_json as to_json
+    from groundingdino.inference.results import to_supervision as to_supervision
+    from groundingdino.inference.visualize import draw_detections as draw_detections
     from groundingdino.model import build_detector as build_detector
-    from groundingdino.predictor import Predictor as Predictor
-    from groundingdino.predictor import load_model as load_model
-    from groundingdino.prompts import Categories as Categories
-    from groundingdino.prompts import Phrases as Phrases
-    from groundingdino.prompts import Referring as Referring
-    from groundingdino.prompts import Spans as Spans
-    from groundingdino.results import to_coco as to_coco
-    from groundingdino.results import to_json as to_json
-    from groundingdino.results import to_supervision as to_supervision
     from groundingdino.structures import Detections as Detections
 
 __version__ = "0.1.0"
@@ -26,17 +26,17 @@ __version__ = "0.1.0"
 _HOME_OF_NAME = {
     "MODEL_PRESETS": "config",
     "ModelConfig": "config",
-    "draw_detections": "drawing",
+    "draw_detections": "inference.visualize",
     "build_detector": "model",
-    "Predictor": "predictor",
-    "load_model": "predictor",
-    "Categories": "prompts",
-    "Phrases": "prompts",
-    "Referring": "prompts",
-    "Spans": "prompts",
-    "to_coco": "results",
-    "to_json": "results",
-    "to_supervision": "results",
+    "Predictor": "inference.predictor",
+    "load_model": "inference.predictor",
+    "Categories": "inference.prompts",
+    "Phrases": "inference.prompts",
+    "Referring": "inference.prompts",
+    "Spans": "inference.prompts",
+    "to_coco": "inference.results",
+    "to_json": "inference.results",
+    "to_supervision": "inference.results",
     "Detections": "structures",
 }
 

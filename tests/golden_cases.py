@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from groundingdino import boxes as box_ops
+from groundingdino.checkpoints.formats.mmdet import to_native
 from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
-from groundingdino.conversion.mmdet import to_native
+from groundingdino.inputs.text import CaptionTokenizer, category_prompt, collate_text, finish_caption, positive_map
 from groundingdino.model import DenoisingNoise, GroundingDINO, build_detector
 from groundingdino.model.denoising import LABEL_NOISE, num_groups
 from groundingdino.structures import ImageBatch, Targets, TextBatch
-from groundingdino.text import CaptionTokenizer, category_prompt, collate_text, finish_caption, positive_map
 
 TINY_FILES = Path(__file__).parent / "golden" / "tiny"
 DECODER_LAYERS = 2

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from training_runs import SMALL, small_config
 
-from groundingdino import distributed
 from groundingdino.data.batch import Batch
+from groundingdino.inputs.text import CaptionTokenizer, collate_text
 from groundingdino.model import DenoisingNoise, build_detector
+from groundingdino.runtime import distributed
 from groundingdino.structures import ImageBatch, Targets
-from groundingdino.text import CaptionTokenizer, collate_text
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner
 
@@ -109,6 +109,14 @@ def main(out: str) -> None:
     if world.rank == 0:
         save_file(found, out)
     distributed.shutdown()
+
+def float32_batch() -> Batch:
+    """Two images with one and two objects."""
+    batch, _ = whole_batch((1, 2))
+    images = dataclasses.replace(batch.images, pixels=batch.images.pixels.float())
+    return dataclasses.replace(
+        batch, images=images, targets=dataclasses.replace(batch.targets, boxes=batch.targets.boxes.float())
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 benchmarks = pytest.importorskip("benchmarks.__main__", reason="benchmarks are not installed: run from the repository")
 from benchmarks import matrix_bound, race, workload  # noqa: E402
+from groundingdino.inputs.text import default_tokenizer, finish_caption  # noqa: E402
 from groundingdino.ops import Windows, feed_forward, window_attention  # noqa: E402
-from groundingdino.text import default_tokenizer, finish_caption  # noqa: E402
 
 
 def test_every_benchmark_that_is_listed_can_be_imported():

@@ -9,31 +9,26 @@ PACKAGE = Path(__file__).parent.parent / "groundingdino"
 
 # Top rung first. A folder's name stands for everything in it; a module that is not listed belongs to no rung and fails.
 LADDER = (
-    ("__main__", "demo"),
-    ("util", "training"),
-    ("predictor", "evaluation"),
-    ("converter",),
-    ("checkpoint",),
-    ("data", "images", "results", "drawing"),
-    ("model",),
-    ("prompts",),
-    ("text", "phrases", "postprocess", "conversion"),
-    ("structures", "boxes", "config", "ops", "distributed", "tensor_files"),
-    ("devices",),
-    ("environment",),
+    ("__main__", "cli", "util"),
+    ("training",),
+    ("evaluation",),
+    ("inference",),
+    ("data", "checkpoints"),
+    ("model", "inputs"),
+    ("ops", "runtime", "config", "structures", "boxes"),
 )
 RUNG = {name: len(LADDER) - level for level, names in enumerate(LADDER) for name in names}
 
 # Each of these enters by one door.
 DOORS = {
     "timm": {"model/backbone.py"},
-    "tokenizers": {"text.py"},
+    "tokenizers": {"inputs/text.py"},
     "transformers": set(),
     "scipy": {"training/matcher.py"},
     "pycocotools": {"evaluation/metrics.py"},
-    "gradio": {"demo.py"},
-    "supervision": {"results.py", "util/inference.py"},
-    "nltk": {"phrases.py"},
+    "gradio": {"cli/demo.py"},
+    "supervision": {"inference/results.py", "util/inference.py"},
+    "nltk": {"inputs/noun_phrases.py"},
 }
 
 
@@ -78,6 +73,11 @@ def test_every_room_imports_only_from_its_own_rung_or_below():
 
 def test_every_room_has_a_place_on_the_ladder():
     assert {room(path) for path in modules()} <= RUNG.keys()
+
+
+def test_data_and_model_meet_only_through_structures():
+    names = {name for path in modules() if room(path) == "data" for name in imported(path)}
+    assert not {name for name in names if name.startswith("groundingdino.model")}
 
 
 def test_a_third_party_package_enters_by_one_door():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 
-from groundingdino import distributed, tensor_files
+from groundingdino.checkpoints import safetensors_file
 from groundingdino.config import BackboneConfig, DataConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig
 from groundingdino.data.synthetic import SyntheticConfig, write_dataset
-from groundingdino.training.assess import Assessor
+from groundingdino.runtime import distributed
 from groundingdino.training.learner import Learner
 from groundingdino.training.trainer import fit
+from groundingdino.training.validation import Assessor
 
 SMALL = ModelConfig(
     name="small",
@@ -36,6 +38,12 @@ SMALL = ModelConfig(
     num_denoising=4,
 )
 REPOSITORY = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def scenes(root: Path) -> Path:
@@ -82,7 +90,7 @@ def kill_when(condition: str) -> None:
     kind, _, number = condition.partition(":")
     places = {
         "step": (Learner, "step"),
-        "save": (tensor_files, "_bytes_of"),
+        "save": (safetensors_file, "_bytes_of"),
         "evaluation": (Assessor, "assess"),
     }
     if kind == "never":

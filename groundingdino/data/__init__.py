@@ -31,7 +31,7 @@ from groundingdino.data.annotations import (
 from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Sample, SampleInfo, collate
 from groundingdino.data.dataset import BadSampleError, GroundingDataset, Limits, Source
-from groundingdino.data.loaders import TrainLoader, build_train_loader
+from groundingdino.data.loader import TrainLoader, build_train_loader
 from groundingdino.data.sampler import BatchPlan, Draw
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from groundingdino.data import mdetr
-from groundingdino.text import Spans
+from groundingdino.data.formats import mdetr
+from groundingdino.inputs.text import Spans
 
 OnBadSample = Literal["stop", "skip"]  # "skip" also counts: see `Entry.problems` and `Batch.problems`
 

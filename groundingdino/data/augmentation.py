@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groundingdino.data import transforms
+from groundingdino.inputs import transforms
 
 MIN_BOX_SIDE = 1e-2  # pixels of the result; mmdet FilterAnnotations
 

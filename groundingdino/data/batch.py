@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundingdino import text
 from groundingdino.boxes import xyxy_to_cxcywh
-from groundingdino.data import transforms
+from groundingdino.inputs import text, transforms
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from groundingdino import text
-from groundingdino.data import prompts, transforms
+from groundingdino.data import captions
 from groundingdino.data.annotations import Annotations, Entry, OnBadSample
 from groundingdino.data.augmentation import Augmentation, Augmented, augment
 from groundingdino.data.batch import Sample, SampleInfo
 from groundingdino.data.sampler import Draw
+from groundingdino.inputs import text, transforms
 
 MAX_SKIPS = 100  # bad samples in a row before "skip" gives up: then it is not the samples that are bad
 
@@ -162,7 +162,7 @@ class GroundingDataset(Dataset[Sample]):
     def _name_categories(self, labels: Tensor, source: Source, generator: np.random.Generator) -> tuple[_Named, Tensor]:
         label_map = source.annotations.label_map
         assert label_map is not None
-        draw = prompts.draw_categories(labels.tolist(), label_map, self._tokenizer, generator, self.limits.max_tokens)
+        draw = captions.draw_categories(labels.tolist(), label_map, self._tokenizer, generator, self.limits.max_tokens)
         places = torch.tensor([draw.places.get(label, -1) for label in labels.tolist()], dtype=torch.int64)
         named = _Named(draw.caption, places, tuple(draw.spans[place] if place >= 0 else () for place in places))
         return named, (places >= 0).nonzero()[:, 0]
@@ -199,7 +199,7 @@ def _name_phrases(entry: Entry, labels: Tensor, view: Augmented) -> tuple[_Named
     assert entry.caption is not None
     caption, region_spans = entry.caption, entry.spans
     if view.flipped:
-        caption, region_spans = prompts.swap_sides(caption, region_spans)
-    caption, region_spans = prompts.grounding_caption(caption, region_spans)
+        caption, region_spans = captions.swap_sides(caption, region_spans)
+    caption, region_spans = captions.grounding_caption(caption, region_spans)
     spans = tuple(region_spans[label] for label in labels.tolist())
     return _Named(caption, labels, spans), torch.arange(len(labels))

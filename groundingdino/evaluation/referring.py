@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from groundingdino import devices, distributed, phrases, postprocess, text
-from groundingdino.data import transforms
 from groundingdino.data.annotations import Expression
 from groundingdino.data.batch import collate_images
 from groundingdino.evaluation import metrics
 from groundingdino.evaluation.metrics import Answer
+from groundingdino.inference import postprocess
+from groundingdino.inputs import noun_phrases, text, transforms
 from groundingdino.model import GroundingDINO
+from groundingdino.runtime import devices, distributed
 from groundingdino.structures import to_device
 
 Scoring = Literal["max", "subject"]
@@ -64,7 +65,8 @@ class Evaluation:
         short, long = self.options.scale
         scoring = f"{self.options.scoring}: {SCORING[self.options.scoring]}"
         if self.options.scoring == "subject":
-            scoring += f", found with part-of-speech tags by {phrases.which_tagger()}"  # which is installed matters
+            # Which tagger is installed matters.
+            scoring += f", found with part-of-speech tags by {noun_phrases.which_tagger()}"
         return {
             "protocol": {
                 "precision": f"RefExp Precision@k: a box among the first k has IoU >= {metrics.HIT_IOU}",
@@ -184,7 +186,7 @@ def ask(
     encoded = [tokenizer.encode(text.finish_caption(caption)) for caption in captions]
     subjects: list[list[int]] = [[]] * len(captions)  # the tokens of each sentence's subject
     if options.scoring == "subject":
-        found = [phrases.subject_tokens(c, e) for c, e in zip(captions, encoded, strict=True)]
+        found = [noun_phrases.subject_tokens(c, e) for c, e in zip(captions, encoded, strict=True)]
         subjects = [[token for token in tokens if token < limit] for tokens in found]
     with devices.autocast(device, options.precision):
         image = model.encode_image(batch)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from groundingdino.ops.ms_deform_attn import requested_backend
+from groundingdino.ops.ms_deform_attn.op import requested_backend
 
 HOW_TO_BUILD = "with GCC or Clang installed, run `pip install --no-deps --force-reinstall -e .` in the repository"
 _SUFFIXES = {torch.float32: "float", torch.float64: "double"}

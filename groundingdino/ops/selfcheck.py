@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from groundingdino import devices, environment
-from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference, npu
-from groundingdino.ops.ms_deform_attn import requested_backend
+from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference
+from groundingdino.ops.ms_deform_attn import npu
+from groundingdino.ops.ms_deform_attn.op import requested_backend
+from groundingdino.runtime import bootstrap, devices
 
 # A kernel sums in its own order and, on a card, multiplies approximately; wrong results are off by whole numbers.
 TOLERANCE = 1e-3
@@ -52,7 +53,7 @@ def environment_lines(device: torch.device) -> list[str]:
     if device.type == "npu":
         get_version = getattr(torch.npu.utils, "get_cann_version", None)
         lines.append(f"CANN {(get_version and get_version()) or 'of unknown version'}")
-    elif environment.has_torch_npu():
+    elif bootstrap.has_torch_npu():
         lines.append(f"no NPU: {devices.npu_problem()}")
     return lines
 

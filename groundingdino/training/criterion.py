@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from groundingdino import boxes as box_ops
-from groundingdino import distributed
 from groundingdino.model import DetectorOutput
+from groundingdino.runtime import distributed
 from groundingdino.structures import Prediction, Targets
 from groundingdino.training.matcher import FOCAL_ALPHA, PIXELS, match
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from groundingdino import checkpoint, devices, distributed
+from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig
 from groundingdino.data.batch import Batch
 from groundingdino.model import GroundingDINO
 from groundingdino.model.denoising import num_groups
+from groundingdino.runtime import devices, distributed
 from groundingdino.structures import Targets, to_device
 from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion
@@ -114,7 +115,7 @@ class Learner:
             yield self.model
 
     def state(self) -> dict[str, Any]:
-        """Everything that a step changes, for `checkpoint.save_state`."""
+        """Everything that a step changes, for `model_file.save_state`."""
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -124,7 +125,7 @@ class Learner:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`. ValueError for the state of another model or of other groups of parameters."""
-        problem = checkpoint.compare_shapes(
+        problem = model_file.compare_shapes(
             {name: tuple(t.shape) for name, t in state["model"].items()},
             {name: tuple(t.shape) for name, t in self.model.state_dict().items()},
         )

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from groundingdino import devices
 from groundingdino.config import OptimizerConfig, ScheduleConfig
+from groundingdino.runtime import devices
 
 
 def scaled_lr(config: OptimizerConfig, images_per_step: int) -> float:

@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from groundingdino import checkpoint, distributed
+from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig
 from groundingdino.data.synthetic import SUMMARY_FILE, write_dataset
-from groundingdino.distributed import World
-from groundingdino.training.assess import DECIDING, Assessor
+from groundingdino.runtime import distributed
+from groundingdino.runtime.distributed import World
 from groundingdino.training.trainer import FitResult
+from groundingdino.training.validation import DECIDING, Assessor
 
 HELD_OUT = "testA"  # a split that nothing was chosen by
 SHUFFLED = "mdetr_annotations/finetune_refcoco_testA_shuffled.json"
@@ -49,7 +50,7 @@ def report(config: TrainConfig, world: World, result: FitResult, say: Say) -> di
     right = f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json"
     evaluation = (("held-out", right), ("shuffled", SHUFFLED))
     asked = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation=evaluation))
-    model = checkpoint.load_detector(result.files["best"], world.device)
+    model = model_file.load_detector(result.files["best"], world.device)
     figures = Assessor(asked).assess(model).figures
     chance = json.loads((config.data.root / SUMMARY_FILE).read_text())["splits"][HELD_OUT]["chance"]
     found = {name: values[DECIDING] for name, values in figures.items()} | {"chance": chance}

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundingdino import devices
 from groundingdino.model.denoising import DenoisingNoise
+from groundingdino.runtime import devices
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 
 

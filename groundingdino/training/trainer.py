@@ -11,19 +11,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from groundingdino import checkpoint, distributed
+from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig, model_config_from_dict, model_config_to_dict, train_config_to_dict
-from groundingdino.distributed import World
 from groundingdino.model import GroundingDINO, build_detector
+from groundingdino.runtime import distributed
+from groundingdino.runtime.distributed import World
 from groundingdino.training import optimizer as optim
-from groundingdino.training import state as files
-from groundingdino.training.assess import Assessor, Figures
+from groundingdino.training import random_state as files
 from groundingdino.training.criterion import Criterion
-from groundingdino.training.guard import LossGuard
 from groundingdino.training.learner import Learner, group_batches
-from groundingdino.training.metrics import CURVES, METRICS, DeferredSteps, MetricsLog, plot_curves
+from groundingdino.training.nonfinite import LossGuard
 from groundingdino.training.pictures import grid
-from groundingdino.training.prepare import describe_environment, initial_model, training_loader, with_rates
+from groundingdino.training.recorder import CURVES, METRICS, DeferredSteps, MetricsLog, plot_curves
+from groundingdino.training.setup import describe_environment, initial_model, training_loader, with_rates
+from groundingdino.training.validation import Assessor, Figures
 
 Say = Callable[[str], None]
 PROBLEMS_SHOWN = 5  # bad samples that are named; all are counted
@@ -78,7 +79,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, world: World, say: Say) -> None:
         self.config, self.world, self.say = config, world, say
         resume = distributed.broadcast_object(files.find_resume(config.resume, config.run))
-        saved = None if resume is None else checkpoint.load_state(resume)
+        saved = None if resume is None else model_file.load_state(resume)
         files.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
         self.learner = Learner(self._model(saved), Criterion(config.class_weight), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
@@ -201,7 +202,7 @@ class Trainer:
                 "accumulate": self.config.accumulate,
                 "model_config": model_config_to_dict(self.learner.model.config),
             }
-            checkpoint.save_state(self.config.run / files.LAST, state)
+            model_file.save_state(self.config.run / files.LAST, state)
             assert self.log is not None
             self.log.skip_time()
         distributed.barrier()
@@ -224,7 +225,7 @@ class Trainer:
             if found.deciding > position.best:
                 position.best = found.deciding
                 if distributed.is_main():
-                    checkpoint.save_detector(self.config.run / files.BEST, model, self._provenance(found.figures))
+                    model_file.save_detector(self.config.run / files.BEST, model, self._provenance(found.figures))
         if self.log is not None:
             self.log.evaluation(position.step, position.epoch, found.figures)
             pictures = self.assessor.pictures(found, self.config.pictures)
@@ -243,13 +244,13 @@ class Trainer:
     def _provenance(self, figures: Figures) -> dict[str, str]:
         trained = {"step": self.position.step, "epoch": self.position.epoch, "figures": figures}
         scale = (self.config.data.evaluation_side, self.config.data.evaluation_long_side)
-        return {"groundingdino.training": json.dumps(trained), checkpoint.SCALE_KEY: json.dumps(scale)}
+        return {"groundingdino.training": json.dumps(trained), model_file.SCALE_KEY: json.dumps(scale)}
 
     def _finish(self, figures: Figures) -> FitResult:
         run = self.config.run
         if self.log is not None:
             with self.learner.for_evaluation() as model:
-                checkpoint.save_detector(run / files.FINAL, model, self._provenance(figures))
+                model_file.save_detector(run / files.FINAL, model, self._provenance(figures))
             plot_curves(run)
         distributed.barrier()
         names = {

@@ -21,16 +21,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundingdino import devices
 from groundingdino.boxes import cxcywh_to_xyxy
-from groundingdino.checkpoint import load_detector
-from groundingdino.data.transforms import normalise, open_image, resize_for_test
-from groundingdino.drawing import draw_detections
+from groundingdino.checkpoints.model_file import load_detector
+from groundingdino.inference.predictor import Predictor
+from groundingdino.inference.results import to_supervision
+from groundingdino.inference.visualize import draw_detections
+from groundingdino.inputs.text import MAX_TOKENS, SEPARATORS, EncodedCaption, collate_text, default_tokenizer
+from groundingdino.inputs.transforms import normalise, open_image, resize_for_test
 from groundingdino.model import GroundingDINO
-from groundingdino.predictor import Predictor
-from groundingdino.results import to_supervision
+from groundingdino.runtime import devices
 from groundingdino.structures import Detections, ImageBatch, to_device
-from groundingdino.text import MAX_TOKENS, SEPARATORS, EncodedCaption, collate_text, default_tokenizer
 
 if TYPE_CHECKING:
     import supervision

@@ -22,7 +22,7 @@ def load() -> None:
     sys.path.append(str(build.torch_npu_folder()))
     import torch_npu  # noqa: F401
 
-    from groundingdino.ops import npu
+    from groundingdino.ops.ms_deform_attn import npu
 
     npu.binding_file = build.npu_binding
 

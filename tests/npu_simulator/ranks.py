@@ -20,9 +20,9 @@ import torch  # noqa: E402
 from gradient_ranks import GROUPS, NO_DROPOUT, cloned, part_of, whole_batch  # noqa: E402
 from training_runs import small_config  # noqa: E402
 
-from groundingdino import distributed  # noqa: E402
 from groundingdino.data import synthetic  # noqa: E402
 from groundingdino.model import build_detector  # noqa: E402
+from groundingdino.runtime import distributed  # noqa: E402
 from groundingdino.structures import to_device  # noqa: E402
 from groundingdino.training.criterion import Criterion  # noqa: E402
 from groundingdino.training.learner import Learner  # noqa: E402

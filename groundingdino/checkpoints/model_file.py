@@ -1,0 +1,222 @@
+"""Checkpoints: a model that is rebuilt from its file alone, and the state of a training run. No pickle in either.
+
+Both are one safetensors file, written atomically. A model's metadata keys are the constants below.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from groundingdino.checkpoints.formats.key_table import some
+from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
+from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
+from groundingdino.inputs.text import VOCABULARY_FILE
+
+if TYPE_CHECKING:
+    from groundingdino.model.detector import GroundingDINO
+
+CONFIG_KEY = "groundingdino.config"  # JSON of model_config_to_dict
+VOCABULARY_KEY = "groundingdino.vocabulary"  # SHA-256 of the vocabulary file, hexadecimal
+SOURCE_KEY = "groundingdino.source"  # JSON: where the weights come from, see conversion
+SCALE_KEY = (
+    "groundingdino.scale"  # JSON [short side, long side]: pixels of the images it was trained for; may be absent
+)
+VERSION_KEY = "groundingdino.version"
+VERSION = "1"
+
+STATE_KEY = "groundingdino.state"
+STATE_VERSION_KEY = "groundingdino.state_version"
+STATE_VERSION = "1"
+PLAIN = (str, int, float, bool, type(None))
+CONVERT = "python convert_checkpoint.py {path} OUT.safetensors"
+
+
+@cache
+def vocabulary_identity() -> str:
+    """SHA-256 of the packaged vocabulary, the one that every model of ours is used with."""
+    return hashlib.sha256(VOCABULARY_FILE.read_bytes()).hexdigest()
+
+
+@cache
+def vocabulary_size() -> int:
+    """Number of tokens in the packaged vocabulary."""
+    return len(VOCABULARY_FILE.read_text(encoding="utf-8").splitlines())
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and text metadata atomically: afterwards `path` is the new file or, on an error, still the old one.
+
+    Raises:
+        OSError: full disk, no permission, no such folder; says that the old file is intact.
+    """
+    write_tensors(path, tensors, metadata)
+
+
+def detector_metadata(config: ModelConfig) -> dict[str, str]:
+    """The metadata that `load_detector` needs."""
+    return {
+        VERSION_KEY: VERSION,
+        CONFIG_KEY: json.dumps(model_config_to_dict(config)),
+        VOCABULARY_KEY: vocabulary_identity(),
+    }
+
+
+def save_detector(path: str | Path, model: "GroundingDINO", extra_metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model with everything that `load_detector` needs; `extra_metadata` is kept beside it."""
+    save_checkpoint(path, model.state_dict(), {**(extra_metadata or {}), **detector_metadata(model.config)})
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text metadata of a checkpoint of ours. ValueError says what the file is where it is not one."""
+    with _open(path) as file:
+        return file.metadata
+
+
+def load_detector(path: str | Path, device: str | torch.device = "cpu") -> "GroundingDINO":
+    """Rebuild a model from its file alone, in eval mode and float32.
+
+    The tensors are read straight into the memory that the model keeps: no second copy.
+
+    Raises:
+        ValueError: one line that says what the file is and what to do: missing, truncated, another program's, saved
+            by a later version or for another vocabulary, or with tensors that do not fit its config.
+    """
+    from groundingdino.model.detector import build_detector  # timm: too slow to import for the other functions here
+
+    with _open(path) as file:
+        config = checked_config(file.path, file.metadata)
+        with torch.device("meta"):
+            model = build_detector(config)
+        shapes = {name: entry.shape for name, entry in file.entries.items()}
+        problem = compare_shapes(shapes, {name: tuple(t.shape) for name, t in model.state_dict().items()})
+        if problem:
+            raise ValueError(f"{path}: its tensors do not fit its config {config.name!r}: {problem}")
+        tensors = {}
+        for name in shapes:
+            tensor = file.read(name)
+            tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval()
+
+
+def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """One line about names that are missing, unexpected or of another shape; empty where there are none."""
+    wrong = [f"{k} {found[k]} instead of {expected[k]}" for k in expected if k in found and found[k] != expected[k]]
+    parts = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": wrong,
+    }
+    return "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in parts.items() if names)
+
+
+def _open(path: str | Path) -> TensorFile:
+    if Path(path).is_file():
+        with open(path, "rb") as stream:
+            start = stream.read(4)
+        if start[:2] in (b"PK", b"\x80\x02"):
+            raise ValueError(f"{path}: a PyTorch file, e.g. mmdet's; convert it first: {CONVERT.format(path=path)}")
+    file = TensorFile(path)
+    if CONFIG_KEY in file.metadata:
+        return file
+    with file:
+        if STATE_KEY in file.metadata:
+            raise ValueError(f"{path}: the state of a training run, not a model; use the model saved beside it")
+        raise ValueError(
+            f"{path}: safetensors of another program ({len(file.entries)} tensors: {some(file.entries, 2)}); "
+            f"if it is MM-Grounding-DINO, convert it first: {CONVERT.format(path=path)}"
+        )
+
+
+def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
+    """The model config in a checkpoint's metadata. ValueError: another version or vocabulary than this package's."""
+    version = metadata.get(VERSION_KEY)
+    if version != VERSION:
+        raise ValueError(f"{path}: checkpoint of version {version}, this groundingdino reads {VERSION}: upgrade it")
+    if metadata.get(VOCABULARY_KEY) != vocabulary_identity():
+        raise ValueError(
+            f"{path}: trained with another vocabulary (SHA-256 {metadata.get(VOCABULARY_KEY)}) than the packaged "
+            f"bert-base-uncased ({vocabulary_identity()}); its token ids would mean other words"
+        )
+    try:
+        return model_config_from_dict(json.loads(metadata[CONFIG_KEY]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Save e.g. `{"model": ..., "optimizer": ..., "rng": ..., "step": 7}` as one safetensors file, atomically.
+
+    Args:
+        path: file to write or replace; its folder must exist.
+        state: dicts (keys: str, int, float, bool, None), lists, tuples, tensors, and plain str/int/float/bool/None,
+            nested at will. Subclasses of dict come back as dict.
+    Raises:
+        ValueError: anything else, named by its place. OSError: full disk and the like; the old file is intact.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "state", tensors)
+    write_tensors(path, tensors, {STATE_VERSION_KEY: STATE_VERSION, STATE_KEY: json.dumps(tree)})
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """What `save_state` saved: same nesting, same types, tensors on the CPU.
+
+    Raises:
+        ValueError: missing, truncated, or not a training state; says which.
+    """
+    with TensorFile(path) as file:
+        version = file.metadata.get(STATE_VERSION_KEY)
+        if version is None:
+            raise ValueError(f"{path}: not the state of a training run ({len(file.entries)} tensors without one)")
+        if version != STATE_VERSION:
+            raise ValueError(f"{path}: training state of version {version}, this groundingdino reads {STATE_VERSION}")
+        return _decode(json.loads(file.metadata[STATE_KEY]), file)
+
+
+def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON-ready form. Containers become {kind: content}, so that no key of a user's is mistaken for a mark of ours."""
+    if isinstance(value, Tensor):
+        tensors[place] = value
+        return {"tensor": place}
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) not in PLAIN:
+                raise ValueError(
+                    f"{place} has a key of type {type(key).__name__}, expected str, int, float, bool or None"
+                )
+        return {"dict": [[key, _encode(item, f"{place}.{key!r}", tensors)] for key, item in value.items()]}
+    if type(value) in (list, tuple):
+        items = [_encode(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]
+        return {type(value).__name__: items}
+    raise ValueError(f"{place} is a {type(value).__name__}, expected dict, list, tuple, tensor or a plain value")
+
+
+def _decode(value: Any, file: TensorFile) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return file.read(content)
+    if kind == "dict":
+        return {key: _decode(item, file) for key, item in content}
+    items = [_decode(item, file) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def image_scale(path: str | Path, default: tuple[int, int]) -> tuple[int, int]:
+    """Most pixels of an image's short and long side that a checkpoint was trained for; `default` where it does not say.
+
+    Raises:
+        ValueError: as `read_metadata`.
+    """
+    short, long = json.loads(read_metadata(path).get(SCALE_KEY, json.dumps(default)))
+    return short, long

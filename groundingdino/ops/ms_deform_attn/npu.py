@@ -1,0 +1,84 @@
+"""Deformable attention on an Ascend NPU: CANN's built-in operators through our own binding, or the composite.
+
+The binding is `csrc/npu`, built by setup.py where torch_npu is installed, and loaded at the first call on NPU tensors,
+so nothing here needs torch_npu or CANN before that.
+"""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from groundingdino.ops.ms_deform_attn.op import pairs, requested_backend
+from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
+
+HOW_TO_BUILD = "where torch_npu is installed, run `pip install --no-build-isolation -e .` in the repository"
+
+
+def binding_file() -> Path | None:
+    """The built binding, None where setup.py did not build it."""
+    candidates = [Path(__file__).parent.with_name(f"_npu{suffix}") for suffix in EXTENSION_SUFFIXES]
+    return next((path for path in candidates if path.exists()), None)
+
+
+@functools.cache
+def binding_problem() -> str | None:
+    """Loads the binding once. None where it is ready, otherwise why not, in one line."""
+    path = binding_file()
+    if path is None:
+        return f"the binding is not built; {HOW_TO_BUILD}"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load ({error}); after a change of torch or torch_npu, {HOW_TO_BUILD}"
+    try:
+        torch.ops.groundingdino_aclnn.library()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def kernel_problem(value: Tensor, locations: Tensor) -> str | None:
+    """Why CANN's operators cannot compute this call; None where they can."""
+    return binding_problem() or torch.ops.groundingdino_aclnn.refusal(value, locations) or None
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    warnings.warn(f"deformable attention runs as grid_sample on the NPU, which is slow: {problem}", stacklevel=2)
+
+
+def _uses_kernel(value: Tensor, locations: Tensor) -> bool:
+    backend = requested_backend()
+    if backend == "composite":
+        return False
+    problem = kernel_problem(value, locations)
+    if problem is None:
+        return True
+    if backend == "aclnn":
+        raise RuntimeError(f"GROUNDINGDINO_MSDA=aclnn, but {problem}")
+    _warn_once(problem)
+    return False
+
+
+def _forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    if _uses_kernel(value, locations):
+        return torch.ops.groundingdino_aclnn.forward(value, shapes, locations, weights)
+    return ms_deform_attn_reference(value, pairs(shapes), locations, weights)
+
+
+def _backward(
+    grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if _uses_kernel(value, locations):
+        return torch.ops.groundingdino_aclnn.backward(grad_output, value, shapes, locations, weights)
+    return ms_deform_attn_backward_reference(grad_output, value, pairs(shapes), locations, weights)
+
+
+_LIBRARY = torch.library.Library("groundingdino", "IMPL")
+_LIBRARY.impl("ms_deform_attn", _forward, "PrivateUse1")
+_LIBRARY.impl("ms_deform_attn_backward", _backward, "PrivateUse1")

@@ -1,0 +1,110 @@
+"""Several processes: the process group by device, and the few collectives the library needs.
+
+Every function also works in a single process without a process group, where it does the obvious thing.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from groundingdino.runtime import devices
+
+T = TypeVar("T")
+
+# Host objects and barriers travel over gloo, so that they never touch the device's stream.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all of them."""
+
+    rank: int  # 0 .. size - 1 over all hosts
+    local_rank: int  # on this host; the index of its device
+    size: int
+    device: torch.device
+
+
+def init(device: str = "auto", *, timeout_minutes: float = 30.0, fast_fp32: bool = False) -> World:
+    """Pick and configure this process's device and, under torchrun, join the process group.
+
+    Reads torchrun's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `timeout_minutes` bounds each collective
+    and the start: a rank that died ends the others with an error instead of a hang. HCCL's own limits are environment
+    variables (HCCL_CONNECT_TIMEOUT, HCCL_EXEC_TIMEOUT).
+    Raises ValueError when the device cannot be used.
+    """
+    chosen = devices.pick_device(device)
+    devices.configure(chosen, fast_fp32=fast_fp32)
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        return World(0, 0, 1, chosen)
+    if chosen.type not in BACKENDS:
+        raise ValueError(f"several processes on {chosen.type!r} are not supported: use one of {', '.join(BACKENDS)}")
+    if not dist.is_initialized():
+        bound = None if chosen.type == "cpu" else chosen
+        timeout = timedelta(minutes=timeout_minutes)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun keeps one store over its restarts; without a prefix the processes of the second attempt would wait
+        # for the dead ones of the first (torch 2.9).
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            BACKENDS[chosen.type], store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
+        )
+    return World(dist.get_rank(), devices.local_rank(), dist.get_world_size(), chosen)
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank; 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 in a single process."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and logs."""
+    return rank() == 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The element-wise sum over all processes: a new tensor of the same shape and device. Not differentiable."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's picklable `value`, in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[T | None] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered  # type: ignore[return-value]
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's picklable `value` on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every process has arrived."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,163 @@
+"""From a config to what a run starts with: weights, loader, a record of the environment."""
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundingdino.checkpoints import model_file
+from groundingdino.config import DataConfig, ModelConfig, TrainConfig
+from groundingdino.data import Augmentation, Limits, Source, TrainLoader, build_train_loader, load_training
+from groundingdino.model import GroundingDINO, build_detector
+from groundingdino.runtime import devices, distributed
+from groundingdino.runtime.distributed import World
+
+MM_GDINO_URL = "https://download.openmmlab.com/mmdetection/v3.0/mm_grounding_dino"
+MM_GDINO_B = "grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"  # the recipe's weights
+PACKAGES = ("torch", "torchvision", "torch_npu", "timm", "tokenizers", "numpy", "pillow", "scipy", "safetensors")
+
+
+def initial_model(config: TrainConfig, say: Callable[[str], None]) -> GroundingDINO:
+    """The model a new run starts with: `config.init`'s weights and sizes, or fresh ones of `config.model`.
+
+    Drop path and dropout always come from `config`. A .pth is converted first, beside it, once.
+    ValueError in one line for weights that are missing or of another model.
+    """
+    if config.init is None:
+        return build_detector(config.model)
+    loaded = model_file.load_detector(_native_file(config.init, say))
+    model = build_detector(with_rates(loaded.config, config.model))
+    model.load_state_dict(loaded.state_dict())
+    return model
+
+
+def with_rates(sizes: ModelConfig, rates: ModelConfig) -> ModelConfig:
+    """The sizes of one config with the drop path and dropout of another."""
+    backbone = dataclasses.replace(sizes.backbone, drop_path_rate=rates.backbone.drop_path_rate)
+    return dataclasses.replace(sizes, backbone=backbone, fusion_dropout=rates.fusion_dropout)
+
+
+def _native_file(path: Path, say: Callable[[str], None]) -> Path:
+    target = path.with_suffix(".safetensors")
+    if path.suffix == ".safetensors" or (not path.exists() and target.exists()):
+        if not target.exists():
+            raise ValueError(f"weights not found: {path} does not exist; name another file with --init")
+        return target
+    if not path.exists():
+        release = f"download it from {MM_GDINO_URL}/grounding_dino_swin-b_pretrain_obj365_goldg_v3det/{MM_GDINO_B}"
+        source = release if path.name == MM_GDINO_B else "check the path"
+        raise ValueError(f"weights not found: {path} does not exist; {source}, or name another file with --init")
+    if not target.exists() and distributed.is_main():
+        from groundingdino.checkpoints.convert import convert_file  # only here, and it is long
+
+        for line in convert_file(path, target).lines():
+            say(line)
+    distributed.barrier()
+    return target
+
+
+def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> TrainLoader:
+    """This process's share of the training data. ValueError in one line for a file that is missing or wrong."""
+    data = config.data
+    return build_train_loader(
+        training_sources(data),
+        data.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.seed,
+        workers=data.workers,
+        augmentation=Augmentation(
+            short_sides=data.train_sides,
+            longest_side=data.train_long_side,
+            crop_probability=data.crop_probability,
+            short_sides_before_crop=data.crop_from_sides,
+            crop_sides=data.crop_sides,
+            flip_probability=data.flip_probability,
+        ),
+        on_bad_sample=data.on_bad_sample,
+        limits=Limits(model.max_tokens, model.num_queries, model.num_labels),
+        pin_memory=devices.pins_memory(world.device),
+    )
+
+
+def training_sources(data: DataConfig) -> list[Source]:
+    """The training files with their folders, weights and label maps."""
+    count = len(data.train)
+    images = _one_each("images", data.images, count)
+    weights = _one_each("weights", data.weights, count)
+    label_maps = _one_each("label_maps", data.label_maps or ("",), count)
+    return [
+        Source(
+            load_training(data.root / file, data.root / labels if labels else None, data.on_bad_sample),
+            images=data.root / folder,
+            name=Path(file).stem,
+            weight=weight,
+        )
+        for file, folder, weight, labels in zip(data.train, images, weights, label_maps, strict=True)
+    ]
+
+
+def _one_each(name: str, values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    if len(values) == 1:
+        return values * count
+    if len(values) != count:
+        raise ValueError(f"data.{name} has {len(values)} entries for {count} training files; give one, or one for each")
+    return values
+
+
+def missing_data(data: DataConfig) -> str | None:
+    """One line about what of the data is not there, where it was looked for and how to get it; None where all is."""
+    folders = {data.root / folder for folder in (*data.images, data.evaluation_images)}
+    annotations = {data.root / file for file in (*data.train, *filter(None, data.label_maps))}
+    annotations |= {data.root / file for _, file in data.evaluation}
+    missing = sorted(str(path) for path in folders | annotations if not path.exists())
+    if not missing:
+        return None
+    return (
+        f"data not found: {', '.join(missing)} (looked below {data.root.absolute()}); images: COCO train2014 "
+        "(http://images.cocodataset.org/zips/train2014.zip), annotations: MDETR's mdetr_annotations.tar.gz "
+        "(https://zenodo.org/records/4729015); another place: --data.root DIR; without any data: train.py quickstart"
+    )
+
+
+def describe_environment(world: World) -> dict[str, Any]:
+    """Versions, device, revision and command, for a run's record. Plain data."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "device": device_name(world.device),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "revision": git_revision(Path(__file__).parent),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type in ("cuda", "npu"):
+        return f"{device} {torch.get_device_module(device).get_device_name(device)}"
+    return f"{device} {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def git_revision(folder: Path) -> str | None:
+    """The commit that `folder` is checked out at, with "-dirty" where files differ; None outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,235 @@
+"""Files of our own: atomic, pickle-free, strict, and interchangeable with the safetensors library."""
+
+import json
+import math
+import random
+import resource
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints.model_file import (
+    load_detector,
+    load_state,
+    read_metadata,
+    save_checkpoint,
+    save_detector,
+    save_state,
+)
+from groundingdino.checkpoints.safetensors_file import DTYPES, TensorFile
+from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
+from groundingdino.model import build_detector
+
+
+def tensors_of_every_kind() -> dict[str, torch.Tensor]:
+    made = {f"of {name}": torch.arange(6).reshape(2, 3).to(dtype) for name, dtype in DTYPES.items()}
+    return made | {
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+        "transposed": torch.randn(3, 5).T,
+        "view": torch.randn(10)[::3],
+    }
+
+
+def test_the_safetensors_library_reads_what_we_write(tmp_path):
+    tensors = tensors_of_every_kind()
+    save_checkpoint(tmp_path / "a.safetensors", tensors, {"key": "value"})
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_we_read_what_the_safetensors_library_writes(tmp_path):
+    tensors = {name: tensor.contiguous() for name, tensor in tensors_of_every_kind().items()}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"key": "value"})
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        assert file.metadata == {"key": "value"}
+        assert file.entries.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert file.read(name).dtype == tensor.dtype and torch.equal(file.read(name), tensor), name
+
+
+def test_a_write_that_fails_halfway_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"a": torch.ones(3)}, {})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a full disk: write() itself fails
+    try:
+        with pytest.raises(OSError, match=r"could not write .*a\.safetensors.*as it was"):
+            save_checkpoint(path, {"a": torch.ones(1_000_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match="could not write .*nowhere.*No such file"):
+        save_checkpoint(tmp_path / "nowhere" / "a.safetensors", {}, {})
+
+
+@pytest.mark.parametrize("cut", [3, 100, -10])
+def test_a_truncated_file_is_called_so(tmp_path, cut):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"a": torch.ones(100)}, {"key": "x" * 500})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"a\.safetensors: (truncated|not a) safetensors file"):
+        TensorFile(path)
+
+
+def test_offsets_that_lie_are_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match="damaged safetensors header"):
+        TensorFile(path)
+
+
+def training_state() -> dict:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": {"python": random.getstate(), "torch": torch.get_rng_state()},
+        "best": math.inf,
+        "seen": (1, [None, True, "text", {"tensor": torch.zeros(()), "dict": {}}]),
+        1: {"1": 0.1 + 0.2},
+    }
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_a_training_state_comes_back_with_every_type_and_bit(tmp_path):
+    state = training_state()
+    save_state(tmp_path / "state.safetensors", state)
+    assert same(state, load_state(tmp_path / "state.safetensors"))
+
+
+def test_a_training_state_restores_an_optimizer(tmp_path):
+    save_state(tmp_path / "state.safetensors", training_state())
+    found = load_state(tmp_path / "state.safetensors")
+    optimizer = torch.optim.AdamW(torch.nn.Linear(3, 2).parameters(), lr=0.5)
+    optimizer.load_state_dict(found["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    random.setstate(found["rng"]["python"])
+
+
+def test_what_a_training_state_cannot_hold_is_named_by_its_place(tmp_path):
+    with pytest.raises(ValueError, match=r"state\.'a'\.1 is a set"):
+        save_state(tmp_path / "s", {"a": [1, {2}]})
+    with pytest.raises(ValueError, match=r"state\.'a' has a key of type tuple"):
+        save_state(tmp_path / "s", {"a": {(1, 2): 3}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_state_and_a_model_are_not_mistaken_for_each_other(tmp_path):
+    save_state(tmp_path / "state.safetensors", {"step": 1})
+    with pytest.raises(ValueError, match="the state of a training run, not a model"):
+        read_metadata(tmp_path / "state.safetensors")
+    save_checkpoint(tmp_path / "model.safetensors", {"a": torch.ones(1)}, {model_file.CONFIG_KEY: "{}"})
+    with pytest.raises(ValueError, match="not the state of a training run"):
+        load_state(tmp_path / "model.safetensors")
+
+
+# Models
+
+TINY = ModelConfig(
+    "tiny",
+    BackboneConfig(16, (1, 1, 1, 1), (1, 2, 4, 8), 4),
+    TextConfig(32, 1, 2, 64, vocabulary=100, max_positions=64),
+    width=32,
+    ffn_width=32,
+    text_layer_ffn_width=32,
+    fusion_width=32,
+    enhancer_layers=1,
+    decoder_layers=1,
+    num_queries=10,
+    num_labels=16,
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = build_detector(TINY)
+    save_detector(tmp_path / "model.safetensors", model, {"note": "kept"})
+    return tmp_path / "model.safetensors", model
+
+
+def rewrite(path, metadata=(), **tensors):
+    """The same file with other metadata or tensors; None drops one."""
+    found, meta = load_file(path), read_metadata(path)
+    content = {k: v for k, v in (found | tensors).items() if v is not None}
+    save_checkpoint(path, content, {k: v for k, v in {**meta, **dict(metadata)}.items() if v is not None})
+
+
+def test_a_model_comes_back_from_its_file_alone(saved):
+    path, model = saved
+    found = load_detector(path)
+    assert found.config == TINY and not found.training and read_metadata(path)["note"] == "kept"
+    assert same(dict(model.state_dict()), dict(found.state_dict()))
+    assert all(p.requires_grad and not p.is_meta for p in found.parameters())
+    assert not any(buffer.is_meta for buffer in found.buffers())
+
+
+def test_a_loaded_model_does_not_depend_on_its_file(saved):
+    path, model = saved
+    found = load_detector(path)
+    with open(path, "r+b") as file:  # as `cp other.safetensors path` would: same file, other bytes
+        file.truncate(0)
+    assert same(dict(model.state_dict()), dict(found.state_dict()))
+
+
+def test_weights_stored_in_half_precision_load_as_float32(saved):
+    path, model = saved
+    rewrite(path, **{name: tensor.half() for name, tensor in load_file(path).items()})
+    found = load_detector(path)
+    assert all(p.dtype == torch.float32 for p in found.parameters())
+    assert torch.equal(found.level_embedding, model.level_embedding.half().float())
+
+
+WRONG = {
+    "version 99, this groundingdino reads 1: upgrade": ({model_file.VERSION_KEY: "99"}, {}),
+    "another vocabulary": ({model_file.VOCABULARY_KEY: "0" * 64}, {}),
+    "not a model config of this version": ({model_file.CONFIG_KEY: '{"name": "x"}'}, {}),
+    r"1 missing \(level_embedding\)": ({}, {"level_embedding": None}),
+    r"1 unexpected \(surprise\)": ({}, {"surprise": torch.ones(1)}),
+    r"level_embedding \(4, 31\) instead of \(4, 32\)": ({}, {"level_embedding": torch.ones(4, 31)}),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(saved, message):
+    path, _ = saved
+    metadata, tensors = WRONG[message]
+    rewrite(path, metadata, **tensors)
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{message}") as refusal:
+        load_detector(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_is_not_ours_is_refused_with_the_way_to_convert_it(golden, tmp_path):
+    with pytest.raises(ValueError, match=r"a PyTorch file.*convert_checkpoint\.py .*mmdet_checkpoint\.pth OUT"):
+        load_detector(golden / "tiny/mmdet_checkpoint.pth")
+    save_file({"conv1.weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"safetensors of another program \(1 tensors: conv1\.weight\)"):
+        load_detector(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="no such file"):
+        load_detector(tmp_path / "nothing.safetensors")
+    with pytest.raises(ValueError, match="a folder"):
+        load_detector(tmp_path)

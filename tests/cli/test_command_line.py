@@ -1,0 +1,163 @@
+"""`python -m groundingdino`, run as a user would."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import tiny_model
+from PIL import Image
+
+from groundingdino.checkpoints.model_file import save_detector
+from groundingdino.cli import demo
+from groundingdino.cli import main as command_line
+from groundingdino.inference.predictor import load_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_detector(path, tiny_model(), {"groundingdino.source": json.dumps({"file": "mmdet_checkpoint.pth"})})
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    for name in ("b", "a"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def run(*arguments):
+    small = ["--scale", "96", "160"] if arguments[0] == "predict" else []
+    return command_line.main([str(argument) for argument in (*arguments, *small)])
+
+
+def test_predict_prints_json_saves_a_picture_and_is_silent_otherwise(checkpoint, photos, tmp_path):
+    command = [
+        sys.executable, "-m", "groundingdino", "predict", photos / "a.png", "--checkpoint", checkpoint,
+        "--categories", "cat, dog", "--scale", "96", "160", "--threshold", "0.01", "--top-k", "3",
+        "--save", tmp_path / "out.jpg",
+    ]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    row = json.loads(line)
+    assert row["image"] == str(photos / "a.png")
+    assert len(row["detections"]) == 3 and {d["name"] for d in row["detections"]} <= {"cat", "dog"}
+    with Image.open(tmp_path / "out.jpg") as picture, Image.open(photos / "a.png") as photo:
+        assert picture.size == (420, 280)  # 7 times as large, to have room for labels
+        shown = np.array(picture, dtype=float)
+        plain = np.array(photo.resize((420, 280), Image.Resampling.BICUBIC), dtype=float)
+    changed = (np.abs(shown - plain).max(axis=-1) > 60).mean()  # boxes and labels; JPEG changes less
+    assert 0.002 < changed < 0.5
+
+
+def test_a_folder_gives_a_line_and_a_picture_an_image_and_says_what_it_skipped(checkpoint, photos, tmp_path, capsys):
+    (photos / "broken.jpg").write_bytes(b"no image")
+    code = run("predict", photos, "--checkpoint", checkpoint, "--refer", "the cat", "--json", tmp_path / "out.jsonl",
+               "--save", tmp_path / "pictures")  # fmt: skip
+    assert code == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and "skipped: " in captured.err and "broken.jpg" in captured.err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == [str(photos / "a.png"), str(photos / "b.png")]
+    assert [row["detections"][0]["name"] for row in rows] == ["the cat", "the cat"]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--phrases", "a dog near a cat"], {"a dog", "a cat"}),
+        (["--caption", "a dog near a cat", "--spans", "0:5", "2:5,13:16"], {"a dog", "dog / cat"}),
+        (["--refer", "a dog near a cat", "--scoring", "subject", "--top-k", "9"], {"a dog near a cat"}),
+    ],
+)
+def test_every_mode_has_its_option(checkpoint, photos, capsys, arguments, names):
+    code = run("predict", photos / "a.png", "--checkpoint", checkpoint, "--threshold", "0.0", *arguments)
+    assert code == 0
+    row = json.loads(capsys.readouterr().out)
+    assert {d["name"] for d in row["detections"]} == names
+
+
+def test_the_printed_boxes_are_the_predictors(checkpoint, photos, capsys):
+    run("predict", photos, "--checkpoint", checkpoint, "--categories", "cat", "--threshold", "0", "--nms", "0.5")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = load_model(checkpoint, "cpu", scale=(96, 160)).predict(photos, categories=["cat"], threshold=0.0, nms=0.5)
+    for row, detections in zip(rows, found, strict=True):
+        boxes = [d["box"] for d in row["detections"]]
+        np.testing.assert_allclose(boxes, detections.boxes.numpy(), atol=0.006)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "x.png"], "give one of --categories"),
+        (["predict", "x.png", "--categories", "cat", "--refer", "cat"], "got 2"),
+        (["predict", "--categories", "cat"], "no image given"),
+        (["predict", "x.png", "--caption", "a cat", "--spans", "2"], "write START:END"),
+        (["predict", "x.png", "--categories", "cat"], "which checkpoint"),
+        (["predict", "x.png", "--categories", "cat", "--checkpoint", "none.safetensors"], "none.safetensors"),
+        (["info", "none.safetensors"], "none.safetensors"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_reader_that_stops_early_is_no_error(checkpoint, photos):
+    command = f"{sys.executable} -m groundingdino predict {photos} --checkpoint {checkpoint} --refer cat --scale 96 160"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_only_checkpoint_near_is_found(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "one.safetensors").write_bytes(b"")
+    assert command_line.find_checkpoint(None).name == "one.safetensors"
+    assert command_line.find_checkpoint(checkpoint) == checkpoint
+    (tmp_path / "two.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="two.safetensors, weights/one.safetensors"):
+        command_line.find_checkpoint(None)
+
+
+def test_info_says_size_provenance_and_config(checkpoint, capsys):
+    assert run("info", checkpoint) == 0
+    text = capsys.readouterr().out
+    assert f"{checkpoint.stat().st_size:,}" in text and "file: mmdet_checkpoint.pth" in text and "name: tiny" in text
+    parameters = sum(tensor.numel() for tensor in tiny_model().state_dict().values())
+    assert f"parameters: {parameters:,}" in text
+    assert run("info", checkpoint, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == parameters and facts["config"]["num_queries"] == 60
+
+
+def test_images_of_the_same_name_get_pictures_of_their_own(tmp_path):
+    paths = [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png", tmp_path / "z" / "a.jpg"]
+    pictures = command_line._picture_paths(tmp_path / "out", paths)
+    assert [pictures[path].name for path in paths] == ["a.jpg", "a_2.jpg", "a_3.jpg"]
+
+
+def test_demo_serves_a_page_of_the_checkpoints_model_where_it_was_told_to(checkpoint, photos, monkeypatch):
+    built, launched = [], []
+
+    class Page:
+        def launch(self, **options):
+            launched.append(options)
+
+    monkeypatch.setattr(demo, "build_page", lambda predictor, samples: built.append((predictor, samples)) or Page())
+    assert run("demo", "--checkpoint", checkpoint, "--samples", photos, "--port", "8123", "--precision", "bf16") == 0
+    ((predictor, samples),) = built
+    assert predictor.model.config.name == "tiny" and samples == photos
+    assert next(predictor.model.parameters()).dtype == torch.bfloat16
+    assert launched == [{"server_name": "127.0.0.1", "server_port": 8123}]

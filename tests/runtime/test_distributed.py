@@ -1,0 +1,82 @@
+"""The collectives, in one process and in two over gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from training_runs import free_port
+
+from groundingdino.runtime import distributed
+
+ROOT = Path(__file__).parent.parent.parent
+
+TWO_RANKS = """
+import torch
+from groundingdino.runtime import distributed as d
+world = d.init("cpu", timeout_minutes=1)
+assert (world.rank, world.size) == (d.rank(), 2) and world.local_rank == world.rank and world.device.type == "cpu"
+assert d.is_main() == (world.rank == 0) and d.world_size() == 2
+mine = torch.tensor([1.0, 2.0]) * (world.rank + 1)
+assert d.all_reduce_sum(mine).tolist() == [3.0, 6.0]
+assert mine.tolist() == [world.rank + 1.0, 2 * world.rank + 2.0]
+assert d.gather_objects({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
+assert d.broadcast_object(f"from {world.rank}") == "from 0"
+assert d.init("cpu").size == 2  # a second call joins no second group
+d.barrier()
+d.shutdown()
+assert d.world_size() == 1
+print("done")
+"""
+
+ONE_DIES = """
+import os, torch
+from groundingdino.runtime import distributed as d
+world = d.init("cpu", timeout_minutes=1)
+if world.rank == 1:
+    os._exit(7)
+try:
+    d.all_reduce_sum(torch.ones(1))
+except RuntimeError:
+    print("told")
+    os._exit(0)
+"""
+
+
+def run_ranks(code: str, size: int = 2) -> list[tuple[int, str]]:
+    """Exit code and output of each of `size` processes started as torchrun would start them."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    common |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in range(size):
+        env = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", code], env=env, **options))
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+def test_two_ranks_reduce_gather_and_broadcast():
+    for code, output in run_ranks(TWO_RANKS):
+        assert code == 0 and output.strip().endswith("done"), output
+
+
+def test_a_rank_that_dies_ends_the_others_with_an_error():
+    (code, output), (dead, _) = run_ranks(ONE_DIES)
+    assert dead == 7
+    assert code == 0 and "told" in output, output
+
+
+def test_a_single_process_needs_no_group(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    world = distributed.init("cpu")
+    assert world == distributed.World(0, 0, 1, torch.device("cpu"))
+    value = torch.tensor([1, 2])
+    total = distributed.all_reduce_sum(value)
+    assert total.tolist() == [1, 2] and total.data_ptr() != value.data_ptr()
+    assert distributed.gather_objects("x") == ["x"] and distributed.broadcast_object("x") == "x"
+    assert distributed.is_main() and distributed.rank() == 0 and distributed.world_size() == 1
+    distributed.barrier()
+    distributed.shutdown()
