@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.race import row
-from groundingdino.data import Augmentation, Source, TrainLoader, build_train_loader, load_odvg
+from groundingdino.data import Augmentation, TrainingSource, TrainLoader, build_train_loader, load_odvg
 from groundingdino.data.augmentation import augment
 from groundingdino.data.batch import collate_images
 from groundingdino.inputs import transforms
@@ -108,7 +108,7 @@ def private_megabytes(pid: int) -> float:
 def worker_megabytes(annotations: Path, folder: Path) -> float:
     """Private memory of one loader worker. Small images, so that pixels do not hide the rest."""
     small = Augmentation((64,), 100, crop_probability=0.0)
-    source = Source(load_odvg(annotations), folder)
+    source = TrainingSource(load_odvg(annotations), folder)
     batches = build_train_loader([source], 2, workers=1, augmentation=small)
     iterator = iter(batches)
     for _ in range(20):
@@ -130,7 +130,7 @@ def main(image: Path | None = None, entries: int = 1_000_000, images: int = 100)
         folder = Path(name)
         path = photograph(folder, image)
         few, many = write_annotations(folder, 1000), write_annotations(folder, entries)
-        batches = build_train_loader([Source(load_odvg(few), folder)], 2)
+        batches = build_train_loader([TrainingSource(load_odvg(few), folder)], 2)
         print("\n| processor time, one thread | measured | target | |\n|---|---|---|---|")
         print("\n".join(speed(path, batches, images)))
         begin = time.perf_counter()

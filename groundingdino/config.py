@@ -117,15 +117,15 @@ class DataConfig:
     """Where the expressions and images are, and how they are read. Paths of annotations and images are below `root`."""
 
     root: Path = Path("refcoco")
-    train: tuple[str, ...] = ("mdetr_annotations/finetune_refcoco_train.json",)  # MDETR json or ODVG json lines
-    images: tuple[str, ...] = ("train2014",)  # folder of each training file; a single one is for all
-    weights: tuple[float, ...] = (1.0,)  # how often an epoch shows each entry of each file; a single one is for all
+    train_files: tuple[str, ...] = ("mdetr_annotations/finetune_refcoco_train.json",)  # MDETR json or ODVG json lines
+    image_dirs: tuple[str, ...] = ("train2014",)  # folder of each training file; a single one is for all
+    sampling_weights: tuple[float, ...] = (1.0,)  # times an epoch shows each entry; a single one is for all
     label_maps: tuple[str, ...] = ()  # for each training file of ODVG detection data; "" for a file of captions
     # Pairs of a split's name and its annotation file. The first one decides which checkpoint is best.
     evaluation: tuple[tuple[str, str], ...] = tuple(
         (split, f"mdetr_annotations/finetune_refcoco_{split}.json") for split in ("val", "testA", "testB")
     )
-    evaluation_images: str = "train2014"
+    evaluation_image_dir: str = "train2014"
     batch_size: int = 2  # images per device and micro-batch
     evaluation_batch_size: int | None = None  # sentences of one image at once; None: as suits the device
     workers: int = 4  # loader processes per device; 0 loads in the training process
@@ -179,11 +179,11 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    run: Path = Path("runs/refcoco")  # folder of checkpoints, metrics, pictures
-    init: Path | None = None  # weights to start from: our .safetensors, or a .pth of mmdet
+    run_dir: Path = Path("runs/refcoco")  # folder of checkpoints, metrics, pictures
+    init_from: Path | None = None  # weights to start from: our .safetensors, or a .pth of mmdet
     epochs: int = 5  # passes over the training data
     class_weight: float = 1.0  # of the classification losses beside L1 (5) and GIoU (2); the other numbers are mmdet's
-    accumulate: int = 1  # micro-batches per optimizer step; their gradients are averaged
+    accumulation_steps: int = 1  # micro-batches per optimizer step; their gradients are averaged
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = True  # recompute most of backbone and encoder: less memory, more time
     ema_decay: float = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
@@ -200,7 +200,8 @@ class TrainConfig:
 
 def refcoco() -> TrainConfig:
     """The main recipe: MM-Grounding-DINO-B on RefCOCO, for 8 devices (mmdet `refcoco/..._finetune_8xb4_5e_refcoco`)."""
-    return TrainConfig(swin_b(), init=Path("weights/grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"))
+    released = "weights/grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"
+    return TrainConfig(swin_b(), init_from=Path(released))
 
 
 def quickstart() -> TrainConfig:
@@ -220,7 +221,7 @@ def quickstart() -> TrainConfig:
         data,
         OptimizerConfig(lr=5e-4, scale_lr=False, betas=(0.9, 0.99), lr_multipliers=()),
         ScheduleConfig(kind="cosine", warmup_steps=50, warmup_start=0.01, final=0.02),
-        run=Path("runs/quickstart"),
+        run_dir=Path("runs/quickstart"),
         activation_checkpointing=False,
         epochs=2,
         class_weight=4.0,  # boxes of plain shapes are easy; which of them is meant is what has to be learned

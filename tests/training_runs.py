@@ -68,7 +68,7 @@ def small_config(data: Path, run: Path, **changes: Any) -> TrainConfig:
         evaluation_side=48,
     )
     config = TrainConfig(
-        SMALL, sources, OptimizerConfig(lr=1e-3, scale_lr=False), run=run, epochs=2, save_every=3, log_every=2,
+        SMALL, sources, OptimizerConfig(lr=1e-3, scale_lr=False), run_dir=run, epochs=2, save_every=3, log_every=2,
         activation_checkpointing=False, device="cpu", ema_decay=0.9, pictures=0,
     )  # fmt: skip
     return dataclasses.replace(config, **changes)

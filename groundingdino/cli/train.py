@@ -4,7 +4,7 @@
     python train.py quickstart                              a small model learns rendered scenes on a CPU, from nothing
     python train.py --data.root DIR --optimizer.lr 1e-4     any field of any preset can be set; see train.py refcoco -h
     torchrun --nproc_per_node=8 --max-restarts 3 train.py --resume auto      goes on after a crash
-    torchrun --nproc_per_node=8 -- train.py --run DIR       `--`, where torchrun would take a flag for its own
+    torchrun --nproc_per_node=8 -- train.py --run-dir DIR   `--`, where torchrun would take a flag for its own
 
 Exit code 2: something that you can mend, in one line. 1: training was stopped by a loss that is not finite.
 """
@@ -21,9 +21,30 @@ DEFAULT = "refcoco"
 OTHERS_WAIT = 3.0  # seconds
 HELP = {"refcoco": "fine-tune MM-GDINO-B on RefCOCO", "quickstart": "a small model on rendered scenes, 2 CPU cores"}
 
+# Flags of version 0.1, understood for one more version.
+RENAMED = {
+    "--run": "--run-dir",
+    "--init": "--init-from",
+    "--accumulate": "--accumulation-steps",
+    "--data.train": "--data.train-files",
+    "--data.images": "--data.image-dirs",
+    "--data.weights": "--data.sampling-weights",
+    "--data.evaluation-images": "--data.evaluation-image-dir",
+}
+
+
+def current_flags(arguments: list[str]) -> list[str]:
+    """The arguments with today's name for every flag that has been renamed."""
+    names = [argument.replace("_", "-").partition("=") for argument in arguments]
+    return [
+        RENAMED[name] + equals + argument[len(name) + len(equals) :] if name in RENAMED else argument
+        for argument, (name, equals, _) in zip(arguments, names, strict=True)
+    ]
+
 
 def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
     """The preset's name and the config with what the command line changes of it."""
+    arguments = current_flags(arguments)
     if not arguments or arguments[0] not in (*TRAIN_PRESETS, "-h", "--help"):
         arguments = [DEFAULT, *arguments]
     presets = {name: (HELP[name], preset()) for name, preset in TRAIN_PRESETS.items()}

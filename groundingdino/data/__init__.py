@@ -3,9 +3,9 @@
 Training:
 
     annotations = load_training(path, label_map=None, on_bad_sample="stop")      MDETR RefCOCO json or ODVG json lines
-    source = Source(annotations, images=folder, name="refcoco", weight=1.0)
+    source = TrainingSource(annotations, images=folder, name="refcoco", weight=1.0)
     loader = build_train_loader([source], batch_size, rank=, world_size=, seed=, workers=, augmentation=Augmentation(),
-                                on_bad_sample=, limits=Limits(max_tokens, max_objects, num_labels), pin_memory=)
+                                on_bad_sample=, limits=SampleLimits(max_tokens, max_objects, num_labels), pin_memory=)
     for epoch in range(loader.epoch, epochs):
         for batch in loader:            # the rest of this epoch; len(loader) is the whole one, loader.done what is over
             ...                         # batch.images, .text, .targets, .info, .problems (to be counted and shown)
@@ -30,7 +30,7 @@ from groundingdino.data.annotations import (
 )
 from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Sample, SampleInfo, collate
-from groundingdino.data.dataset import BadSampleError, GroundingDataset, Limits, Source
+from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
 from groundingdino.data.loader import TrainLoader, build_train_loader
 from groundingdino.data.sampler import BatchPlan, Draw
 
@@ -43,11 +43,11 @@ __all__ = [
     "Draw",
     "Expression",
     "GroundingDataset",
-    "Limits",
+    "SampleLimits",
     "OnBadSample",
     "Sample",
     "SampleInfo",
-    "Source",
+    "TrainingSource",
     "TrainLoader",
     "build_train_loader",
     "collate",

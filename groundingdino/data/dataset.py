@@ -24,7 +24,7 @@ class BadSampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSource:
     """An annotation file with the folder of its images."""
 
     annotations: Annotations
@@ -34,7 +34,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SampleLimits:
     """What a sample may hold; the model's sizes."""
 
     max_tokens: int = text.MAX_TOKENS
@@ -58,7 +58,7 @@ class GroundingDataset(Dataset[Sample]):
     matters. With `on_bad_sample` "skip" a bad sample is replaced by the next good one, and noted in `problems`.
 
     Args:
-        sources: see `Source`.
+        sources: see `TrainingSource`.
         augmentation: of the images; also decides whether captions are mirrored.
         seed: of everything random about a sample.
         on_bad_sample: "stop" raises BadSampleError, naming file and line, for a missing or unreadable image, an image
@@ -67,17 +67,17 @@ class GroundingDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[TrainingSource],
         augmentation: Augmentation | None = None,
         seed: int = 0,
         on_bad_sample: OnBadSample = "stop",
-        limits: Limits | None = None,
+        limits: SampleLimits | None = None,
     ):
         if not sources:
             raise ValueError("no training data: give at least one source")
         self.sources = tuple(sources)
         self.augmentation = augmentation or Augmentation()
-        self.seed, self.on_bad_sample, self.limits = seed, on_bad_sample, limits or Limits()
+        self.seed, self.on_bad_sample, self.limits = seed, on_bad_sample, limits or SampleLimits()
         self._first = np.cumsum([0, *(len(source.annotations) for source in sources)])
         self._tokenizer = text.CaptionTokenizer()
 
@@ -100,7 +100,7 @@ class GroundingDataset(Dataset[Sample]):
             return self._sample(index, entry, image, generator, problems)
         raise BadSampleError(f"{len(problems)} bad samples in a row, the last one: {problems[-1]}")
 
-    def _locate(self, index: int) -> tuple[Source, int]:
+    def _locate(self, index: int) -> tuple[TrainingSource, int]:
         number = int(np.searchsorted(self._first, index, side="right")) - 1
         return self.sources[number], index - int(self._first[number])
 
@@ -159,7 +159,9 @@ class GroundingDataset(Dataset[Sample]):
             (*problems, *(f"{where}: {note}" for note in notes)),
         )
 
-    def _name_categories(self, labels: Tensor, source: Source, generator: np.random.Generator) -> tuple[_Named, Tensor]:
+    def _name_categories(
+        self, labels: Tensor, source: TrainingSource, generator: np.random.Generator
+    ) -> tuple[_Named, Tensor]:
         label_map = source.annotations.label_map
         assert label_map is not None
         draw = captions.draw_categories(labels.tolist(), label_map, self._tokenizer, generator, self.limits.max_tokens)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from groundingdino.data.annotations import OnBadSample
 from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Sample, collate
-from groundingdino.data.dataset import BadSampleError, GroundingDataset, Limits, Source
+from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
 from groundingdino.data.sampler import BatchPlan, Draw
 
 
@@ -80,7 +80,7 @@ class TrainLoader:
 
 
 def build_train_loader(
-    sources: Sequence[Source],
+    sources: Sequence[TrainingSource],
     batch_size: int,
     *,
     rank: int = 0,
@@ -89,7 +89,7 @@ def build_train_loader(
     workers: int = 0,
     augmentation: Augmentation | None = None,
     on_bad_sample: OnBadSample = "stop",
-    limits: Limits | None = None,
+    limits: SampleLimits | None = None,
     pin_memory: bool = False,
 ) -> TrainLoader:
     """The loader of one rank.

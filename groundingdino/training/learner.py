@@ -52,7 +52,7 @@ class Learner:
         optim.freeze(model, config.freeze)
         self.config = config
         self.device = device
-        self.images_per_step = config.data.batch_size * config.accumulate * distributed.world_size()
+        self.images_per_step = config.data.batch_size * config.accumulation_steps * distributed.world_size()
         self.lr = optim.scaled_lr(config.optimizer, self.images_per_step)
         self.optimizer = optim.build_optimizer(model, config.optimizer, self.lr)
         self.scaler = devices.grad_scaler(device, config.precision)

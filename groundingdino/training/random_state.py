@@ -25,7 +25,7 @@ def find_resume(resume: str | None, run: Path) -> Path | None:
     last = run / LAST
     if resume is None:
         if last.exists():
-            raise ValueError(f"{last} exists: go on with --resume auto, or choose another folder with --run")
+            raise ValueError(f"{last} exists: go on with --resume auto, or choose another folder with --run-dir")
         return None
     if resume == "auto":
         return last if last.exists() else None

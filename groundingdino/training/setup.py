@@ -14,7 +14,14 @@ import torch
 
 from groundingdino.checkpoints import model_file
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
-from groundingdino.data import Augmentation, Limits, Source, TrainLoader, build_train_loader, load_training
+from groundingdino.data import (
+    Augmentation,
+    SampleLimits,
+    TrainingSource,
+    TrainLoader,
+    build_train_loader,
+    load_training,
+)
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices, distributed
 from groundingdino.runtime.distributed import World
@@ -25,14 +32,14 @@ PACKAGES = ("torch", "torchvision", "torch_npu", "timm", "tokenizers", "numpy", 
 
 
 def initial_model(config: TrainConfig, say: Callable[[str], None]) -> GroundingDINO:
-    """The model a new run starts with: `config.init`'s weights and sizes, or fresh ones of `config.model`.
+    """The model a new run starts with: `config.init_from`'s weights and sizes, or fresh ones of `config.model`.
 
     Drop path and dropout always come from `config`. A .pth is converted first, beside it, once.
     ValueError in one line for weights that are missing or of another model.
     """
-    if config.init is None:
+    if config.init_from is None:
         return build_detector(config.model)
-    loaded = model_file.load_detector(_native_file(config.init, say))
+    loaded = model_file.load_detector(_native_file(config.init_from, say))
     model = build_detector(with_rates(loaded.config, config.model))
     model.load_state_dict(loaded.state_dict())
     return model
@@ -48,12 +55,12 @@ def _native_file(path: Path, say: Callable[[str], None]) -> Path:
     target = path.with_suffix(".safetensors")
     if path.suffix == ".safetensors" or (not path.exists() and target.exists()):
         if not target.exists():
-            raise ValueError(f"weights not found: {path} does not exist; name another file with --init")
+            raise ValueError(f"weights not found: {path} does not exist; name another file with --init-from")
         return target
     if not path.exists():
         release = f"download it from {MM_GDINO_URL}/grounding_dino_swin-b_pretrain_obj365_goldg_v3det/{MM_GDINO_B}"
         source = release if path.name == MM_GDINO_B else "check the path"
-        raise ValueError(f"weights not found: {path} does not exist; {source}, or name another file with --init")
+        raise ValueError(f"weights not found: {path} does not exist; {source}, or name another file with --init-from")
     if not target.exists() and distributed.is_main():
         from groundingdino.checkpoints.convert import convert_file  # only here, and it is long
 
@@ -82,25 +89,25 @@ def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> Tr
             flip_probability=data.flip_probability,
         ),
         on_bad_sample=data.on_bad_sample,
-        limits=Limits(model.max_tokens, model.num_queries, model.num_labels),
+        limits=SampleLimits(model.max_tokens, model.num_queries, model.num_labels),
         pin_memory=devices.pins_memory(world.device),
     )
 
 
-def training_sources(data: DataConfig) -> list[Source]:
+def training_sources(data: DataConfig) -> list[TrainingSource]:
     """The training files with their folders, weights and label maps."""
-    count = len(data.train)
-    images = _one_each("images", data.images, count)
-    weights = _one_each("weights", data.weights, count)
+    count = len(data.train_files)
+    images = _one_each("image_dirs", data.image_dirs, count)
+    weights = _one_each("sampling_weights", data.sampling_weights, count)
     label_maps = _one_each("label_maps", data.label_maps or ("",), count)
     return [
-        Source(
+        TrainingSource(
             load_training(data.root / file, data.root / labels if labels else None, data.on_bad_sample),
             images=data.root / folder,
             name=Path(file).stem,
             weight=weight,
         )
-        for file, folder, weight, labels in zip(data.train, images, weights, label_maps, strict=True)
+        for file, folder, weight, labels in zip(data.train_files, images, weights, label_maps, strict=True)
     ]
 
 
@@ -114,8 +121,8 @@ def _one_each(name: str, values: tuple[Any, ...], count: int) -> tuple[Any, ...]
 
 def missing_data(data: DataConfig) -> str | None:
     """One line about what of the data is not there, where it was looked for and how to get it; None where all is."""
-    folders = {data.root / folder for folder in (*data.images, data.evaluation_images)}
-    annotations = {data.root / file for file in (*data.train, *filter(None, data.label_maps))}
+    folders = {data.root / folder for folder in (*data.image_dirs, data.evaluation_image_dir)}
+    annotations = {data.root / file for file in (*data.train_files, *filter(None, data.label_maps))}
     annotations |= {data.root / file for _, file in data.evaluation}
     missing = sorted(str(path) for path in folders | annotations if not path.exists())
     if not missing:

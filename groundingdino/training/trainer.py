@@ -45,7 +45,7 @@ class Position:
 class FitResult:
     """Where a finished run has left its things."""
 
-    run: Path
+    run_dir: Path
     steps: int
     figures: Figures  # of the last evaluation; empty without any
     best: float  # best deciding figure, -1 without any evaluation
@@ -78,13 +78,13 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, world: World, say: Say) -> None:
         self.config, self.world, self.say = config, world, say
-        resume = distributed.broadcast_object(files.find_resume(config.resume, config.run))
+        resume = distributed.broadcast_object(files.find_resume(config.resume, config.run_dir))
         saved = None if resume is None else model_file.load_state(resume)
         files.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
         self.learner = Learner(self._model(saved), Criterion(config.class_weight), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
         self.assessor = Assessor(config)
-        self.steps_per_epoch = -(-len(self.loader) // config.accumulate)
+        self.steps_per_epoch = -(-len(self.loader) // config.accumulation_steps)
         self.position = Position()
         files.seed_everything(config.seed, world.rank)
         if saved is not None:
@@ -92,12 +92,12 @@ class Trainer:
             say(f"resumed from {resume}: {self.position.step} steps, {self.position.epoch} epochs")
             del saved
         self.deferred = DeferredSteps(world.size)
-        self.guard = LossGuard(config.run, config.on_nonfinite, self.learner.scaler.is_enabled(), say)
+        self.guard = LossGuard(config.run_dir, config.on_nonfinite, self.learner.scaler.is_enabled(), say)
         self.log: MetricsLog | None = None
         if distributed.is_main():
-            config.run.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(config.run)
-            self.log = MetricsLog(config.run, self.position.step)
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(config.run_dir)
+            self.log = MetricsLog(config.run_dir, self.position.step)
             self._write_settings()
         distributed.barrier()
         total = self.steps_per_epoch * config.epochs
@@ -120,14 +120,14 @@ class Trainer:
         model = learner.model.config
         found = {"lr": learner.lr, "images_per_step": learner.images_per_step, "steps_per_epoch": self.steps_per_epoch}
         resolved = {**train_config_to_dict(config), "model": model_config_to_dict(model), "resolved": found}
-        (config.run / "config.json").write_text(json.dumps(resolved, indent=1) + "\n")
+        (config.run_dir / "config.json").write_text(json.dumps(resolved, indent=1) + "\n")
         environment = describe_environment(self.world)
-        (config.run / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        (config.run_dir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
         optimizer, images = config.optimizer, learner.images_per_step
         base = f"{optimizer.lr:g} for {optimizer.base_batch} images" if optimizer.scale_lr else "as given"
-        how = f"{config.data.batch_size} x {config.accumulate} x {self.world.size} processes"
+        how = f"{config.data.batch_size} x {config.accumulation_steps} x {self.world.size} processes"
         self.say(f"{model.name} on {self.world.device} in {config.precision}; {images} images a step ({how})")
-        self.say(f"learning rate {learner.lr:g} ({base}); {self.steps_per_epoch} steps an epoch; {config.run}")
+        self.say(f"learning rate {learner.lr:g} ({base}); {self.steps_per_epoch} steps an epoch; {config.run_dir}")
 
     def run(self) -> FitResult:
         """All epochs that are left, then the final files."""
@@ -143,7 +143,7 @@ class Trainer:
     def _epoch(self) -> None:
         config, position = self.config, self.position
         since_save = position.step
-        for group in group_batches(self.loader, config.accumulate):
+        for group in group_batches(self.loader, config.accumulation_steps):
             factor = optim.lr_factor(config.schedule, position.step, self.steps_per_epoch, config.epochs)
             terms, norm = self.learner.step(group, factor)
             position.step += 1
@@ -199,10 +199,10 @@ class Trainer:
                 "position": vars(self.position),
                 "loader": self.loader.state_dict(),
                 "random": random,
-                "accumulate": self.config.accumulate,
+                "accumulation_steps": self.config.accumulation_steps,
                 "model_config": model_config_to_dict(self.learner.model.config),
             }
-            model_file.save_state(self.config.run / files.LAST, state)
+            model_file.save_state(self.config.run_dir / files.LAST, state)
             assert self.log is not None
             self.log.skip_time()
         distributed.barrier()
@@ -211,7 +211,7 @@ class Trainer:
         self.learner.load_state(state)
         self.loader.load_state_dict(state["loader"])
         self.position = Position(**state["position"])
-        if state["accumulate"] == self.config.accumulate and len(state["random"]) == self.world.size:
+        if state["accumulation_steps"] == self.config.accumulation_steps and len(state["random"]) == self.world.size:
             files.set_random_states(self.world.device, state["random"][self.world.rank])
         else:
             self.say("not the processes or micro-batches that the state was saved with: new random numbers")
@@ -225,14 +225,14 @@ class Trainer:
             if found.deciding > position.best:
                 position.best = found.deciding
                 if distributed.is_main():
-                    model_file.save_detector(self.config.run / files.BEST, model, self._provenance(found.figures))
+                    model_file.save_detector(self.config.run_dir / files.BEST, model, self._provenance(found.figures))
         if self.log is not None:
             self.log.evaluation(position.step, position.epoch, found.figures)
             pictures = self.assessor.pictures(found, self.config.pictures)
             for number, picture in enumerate(pictures):
                 self.log.picture(position.step, str(number), picture)
             if pictures:
-                grid(pictures).save(self.config.run / files.PICTURES)
+                grid(pictures).save(self.config.run_dir / files.PICTURES)
             for split, values in found.figures.items():
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
                 self.say(f"epoch {position.epoch}, {split}: {shown}")
@@ -247,7 +247,7 @@ class Trainer:
         return {"groundingdino.training": json.dumps(trained), model_file.SCALE_KEY: json.dumps(scale)}
 
     def _finish(self, figures: Figures) -> FitResult:
-        run = self.config.run
+        run = self.config.run_dir
         if self.log is not None:
             with self.learner.for_evaluation() as model:
                 model_file.save_detector(run / files.FINAL, model, self._provenance(figures))

@@ -36,7 +36,7 @@ class Assessor:
     def __init__(self, config: TrainConfig) -> None:
         """ValueError for an annotation file that is missing or wrong: now, not after the first epoch."""
         data = config.data
-        self._images = data.root / data.evaluation_images
+        self._images = data.root / data.evaluation_image_dir
         self._options = EvaluationOptions(
             batch_size=data.evaluation_batch_size,
             precision=config.precision,

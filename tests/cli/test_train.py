@@ -45,8 +45,16 @@ def test_every_field_can_be_set_with_and_without_the_name_of_a_preset() -> None:
         config = parse(arguments)[1]
         assert config.optimizer.lr == 5e-5 and config.data.root == Path("elsewhere")
         assert config.resume == "auto" and config.freeze == ("text_encoder",)
-    sources = parse(["--data.train", "a.json", "b.json", "--data.weights", "1", "0.5"])[1].data
-    assert sources.train == ("a.json", "b.json") and sources.weights == (1.0, 0.5)
+    sources = parse(["--data.train-files", "a.json", "b.json", "--data.sampling-weights", "1", "0.5"])[1].data
+    assert sources.train_files == ("a.json", "b.json") and sources.sampling_weights == (1.0, 0.5)
+
+
+def test_flags_of_the_first_version_still_work() -> None:
+    old = "--run r --init=a.pth --accumulate 2 --data.train a.json --data.images i --data.weights 3".split()
+    config = parse([*old, "--data.evaluation_images", "e"])[1]
+    assert (config.run_dir, config.init_from, config.accumulation_steps) == (Path("r"), Path("a.pth"), 2)
+    assert (config.data.train_files, config.data.image_dirs) == (("a.json",), ("i",))
+    assert (config.data.sampling_weights, config.data.evaluation_image_dir) == ((3.0,), "e")
 
 
 def test_without_data_one_line_says_what_is_missing_where_and_how_to_get_it(tmp_path: Path) -> None:
@@ -69,7 +77,7 @@ def test_without_weights_one_line_says_where_they_are(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--device", "tpu"], "unknown device 'tpu'"),
-        (["--data.weights", "1", "2"], "data.weights has 2 entries for 1 training files"),
+        (["--data.sampling-weights", "1", "2"], "data.sampling_weights has 2 entries for 1 training files"),
         (["--optimizer.lr-multipliers", "nothing_like_it", "0.1"], "'nothing_like_it' is part of no parameter's name"),
         (["--ema-decay", "2"], "ema_decay must lie between 0 and 1"),
     ],
@@ -77,7 +85,7 @@ def test_without_weights_one_line_says_where_they_are(tmp_path: Path) -> None:
 def test_what_a_user_can_mend_is_one_line_without_a_traceback(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    data = ["--data.root", str(scenes(tmp_path / "data")), "--init", "None", "--data.workers", "0"]
+    data = ["--data.root", str(scenes(tmp_path / "data")), "--init-from", "None", "--data.workers", "0"]
     found = train(*data, *SMALL.split(), *arguments, cwd=tmp_path)
     assert found.returncode == 2
     assert message in found.stderr.splitlines()[-1] and "Traceback" not in found.stderr
@@ -87,8 +95,8 @@ def test_an_mmdet_checkpoint_is_converted_on_the_fly(golden: Path, tmp_path: Pat
     weights = tmp_path / "tiny.pth"
     weights.write_bytes((golden / "tiny/mmdet_checkpoint.pth").read_bytes())
     data = ["--data.root", str(scenes(tmp_path / "data")), "--data.workers", "0", "--data.evaluation"]
-    sides = ["--data.train-sides", "64", "--data.crop-probability", "0", "--epochs", "1", "--run", "run"]
-    found = train(*data, *sides, "--init", str(weights), "--save-every", "4", cwd=tmp_path)
+    sides = ["--data.train-sides", "64", "--data.crop-probability", "0", "--epochs", "1", "--run-dir", "run"]
+    found = train(*data, *sides, "--init-from", str(weights), "--save-every", "4", cwd=tmp_path)
     assert found.returncode == 0, found.stderr[-2000:]
     assert (tmp_path / "tiny.safetensors").exists() and (tmp_path / "run/final.safetensors").exists()
     assert "learning rate 1.25e-05 (0.0002 for 32 images)" in found.stdout
@@ -96,7 +104,7 @@ def test_an_mmdet_checkpoint_is_converted_on_the_fly(golden: Path, tmp_path: Pat
 
 def test_presets_differ_only_where_they_say_so() -> None:
     fields = {f.name for f in dataclasses.fields(parse([])[1])}
-    assert {"model", "data", "optimizer", "schedule", "run"} <= fields
+    assert {"model", "data", "optimizer", "schedule", "run_dir"} <= fields
 
 
 @pytest.mark.slow
@@ -119,5 +127,5 @@ def test_what_goes_wrong_in_any_of_several_processes_is_said_once(golden: Path, 
     broken = sorted((data / "train2014").glob("*.jpg"))[0]
     broken.write_bytes(broken.read_bytes()[:200])
     small = ["--data.train-sides", "64", "--data.crop-probability", "0", "--data.evaluation"]
-    (line,) = errors(str(data), "--init", str(weights), *small)
+    (line,) = errors(str(data), "--init-from", str(weights), *small)
     assert broken.name in line

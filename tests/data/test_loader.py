@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from groundingdino.data import Augmentation, Batch, BatchPlan, Source, TrainLoader, build_train_loader, load_odvg
+from groundingdino.data import (
+    Augmentation,
+    Batch,
+    BatchPlan,
+    TrainingSource,
+    TrainLoader,
+    build_train_loader,
+    load_odvg,
+)
 from groundingdino.data.loader import _start_worker
 
 PORTRAIT = np.random.default_rng(0).random(37) < 0.3
@@ -90,7 +98,7 @@ AUGMENTATION = Augmentation((24, 32, 40), 64, short_sides_before_crop=(30, 36), 
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(tmp_path_factory: pytest.TempPathFactory) -> TrainingSource:
     folder = tmp_path_factory.mktemp("images")
     lines = []
     for number in range(11):
@@ -100,10 +108,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         content = {"caption": f"cup {number}", "regions": regions}
         lines.append({"filename": f"{number}.png", "width": size[0], "height": size[1], "grounding": content})
     (folder / "train.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return Source(load_odvg(folder / "train.json"), folder)
+    return TrainingSource(load_odvg(folder / "train.json"), folder)
 
 
-def loader(source: Source, workers: int = 0, **changes) -> TrainLoader:
+def loader(source: TrainingSource, workers: int = 0, **changes) -> TrainLoader:
     return build_train_loader([source], 2, **{"augmentation": AUGMENTATION, "workers": workers, **changes})
 
 
@@ -117,13 +125,13 @@ def three_epochs(of: TrainLoader) -> Iterator[Batch]:
 
 
 class TestLoader:
-    def test_the_batches_do_not_depend_on_the_number_of_workers(self, source: Source):
+    def test_the_batches_do_not_depend_on_the_number_of_workers(self, source: TrainingSource):
         alone = [key(batch) for batch in three_epochs(loader(source))]
         assert len(alone) == 18
         assert alone == [key(batch) for batch in three_epochs(loader(source, workers=2))]
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_loader_that_continues_yields_what_would_have_come_next(self, source: Source, workers: int):
+    def test_a_loader_that_continues_yields_what_would_have_come_next(self, source: TrainingSource, workers: int):
         whole, states = [], []
         straight = loader(source)
         for batch in three_epochs(straight):
@@ -134,18 +142,20 @@ class TestLoader:
             resumed.load_state_dict(json.loads(json.dumps(states[stop])))
             assert [key(batch) for batch in three_epochs(resumed)] == whole[stop + 1 :]
 
-    def test_the_global_random_state_is_not_touched(self, source: Source):
+    def test_the_global_random_state_is_not_touched(self, source: TrainingSource):
         before = torch.get_rng_state()
         numpy_before = pickle.dumps(np.random.get_state())
         list(loader(source))
         assert torch.equal(before, torch.get_rng_state())
         assert numpy_before == pickle.dumps(np.random.get_state())
 
-    def test_detection_and_grounding_data_mix_by_their_weights(self, source: Source, tmp_path: Path):
+    def test_detection_and_grounding_data_mix_by_their_weights(self, source: TrainingSource, tmp_path: Path):
         instances = [{"bbox": [1, 1, 20, 20], "label": 0}]
         line = {"filename": "0.png", "width": 30, "height": 40, "detection": {"instances": instances}}
         (tmp_path / "od.json").write_text((json.dumps(line) + "\n") * 4)
-        detection = Source(load_odvg(tmp_path / "od.json", {0: "cup", 1: "dog"}), source.images, "things", weight=0.5)
+        detection = TrainingSource(
+            load_odvg(tmp_path / "od.json", {0: "cup", 1: "dog"}), source.images, "things", weight=0.5
+        )
         mixed = build_train_loader([source, detection], 1, augmentation=AUGMENTATION)
         names = Counter((info.dataset_name, info.caption.count(". ")) for batch in mixed for info in batch.info)
         assert sum(count for (name, _), count in names.items() if name == "refcoco") == 11
@@ -170,7 +180,7 @@ class TestLoader:
             torch.set_rng_state(torch_state)
             random.setstate(python_state)
 
-    def test_another_number_of_ranks_continues_at_the_same_sample(self, source: Source):
+    def test_another_number_of_ranks_continues_at_the_same_sample(self, source: TrainingSource):
         single = loader(source)
         iterator = iter(single)
         for _ in range(4):
@@ -179,18 +189,18 @@ class TestLoader:
         resumed.load_state_dict(single.state_dict())
         assert resumed.done == 2 and len(resumed) == 3
 
-    def test_a_state_of_another_seed_is_refused(self, source: Source):
+    def test_a_state_of_another_seed_is_refused(self, source: TrainingSource):
         with pytest.raises(ValueError, match="seed 0, this run 1"):
             loader(source, seed=1).load_state_dict(loader(source).state_dict())
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_a_bad_sample_stops_the_loop_with_one_line(self, source: Source, tmp_path: Path, workers: int):
-        elsewhere = Source(source.annotations, tmp_path)
+    def test_a_bad_sample_stops_the_loop_with_one_line(self, source: TrainingSource, tmp_path: Path, workers: int):
+        elsewhere = TrainingSource(source.annotations, tmp_path)
         with pytest.raises(ValueError) as caught:
             list(loader(elsewhere, workers))
         assert "no such image file" in str(caught.value) and "\n" not in str(caught.value)
 
-    def test_a_batch_can_be_pinned_by_the_loader(self, source: Source, monkeypatch: pytest.MonkeyPatch):
+    def test_a_batch_can_be_pinned_by_the_loader(self, source: TrainingSource, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 0)
         batch = next(iter(loader(source)))
         pinned = batch.pin_memory()

@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from groundingdino.data import Augmentation, BadSampleError, Draw, GroundingDataset, Limits, Source, captions, load_odvg
+from groundingdino.data import (
+    Augmentation,
+    BadSampleError,
+    Draw,
+    GroundingDataset,
+    SampleLimits,
+    TrainingSource,
+    captions,
+    load_odvg,
+)
 from groundingdino.data.augmentation import augment
 from groundingdino.data.batch import collate, collate_images
 from groundingdino.inputs import text
@@ -18,13 +27,15 @@ TOKENIZER = text.CaptionTokenizer()
 SMALL = Augmentation(short_sides=(32, 40), longest_side=64, crop_probability=0.0)
 
 
-def write_source(folder: Path, *lines: dict, label_map: dict | None = None, size: tuple[int, int] = (60, 40)) -> Source:
+def write_source(
+    folder: Path, *lines: dict, label_map: dict | None = None, size: tuple[int, int] = (60, 40)
+) -> TrainingSource:
     """A data set whose images, where not there yet, are noise of `size` (width, height)."""
     for line in lines:
         if not (folder / line["filename"]).exists():
             Image.effect_noise(size, 80).convert("RGB").save(folder / line["filename"])
     (folder / "train.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return Source(load_odvg(folder / "train.json", label_map), folder)
+    return TrainingSource(load_odvg(folder / "train.json", label_map), folder)
 
 
 def grounding(caption: str, *regions: tuple[list, list], filename: str = "a.png", size: tuple[int, int] = (60, 40)):
@@ -281,7 +292,7 @@ class TestSamples:
     def test_of_more_objects_than_queries_a_random_part_is_kept_and_noted(self, tmp_path: Path):
         boxes = [[n / 50, 1, 10 + n / 50, 20] for n in range(1000)]
         source = write_source(tmp_path, grounding("cups", (boxes, [[0, 4]])))
-        dataset = GroundingDataset([source], SMALL, limits=Limits(max_objects=900))
+        dataset = GroundingDataset([source], SMALL, limits=SampleLimits(max_objects=900))
         first, second = dataset[Draw(0, 0, 0)], dataset[Draw(0, 1, 0)]
         assert len(first.boxes) == len(first.labels) == len(first.spans) == 900
         assert "1000 objects, 900 of them kept at random" in first.problems[0]
@@ -289,7 +300,7 @@ class TestSamples:
 
 
 class TestBadSamples:
-    def faulty(self, folder: Path) -> Source:
+    def faulty(self, folder: Path) -> TrainingSource:
         fine = [grounding("cup", ([1, 1, 30, 30], [[0, 3]]), filename=f"fine{n}.png") for n in range(2)]
         lines = [
             fine[0],

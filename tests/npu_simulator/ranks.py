@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
         print("gradients equal those of one process", flush=True)
 
     synthetic.SyntheticConfig = functools.partial(synthetic.SyntheticConfig, train_scenes=4, heldout_scenes=1)
-    paths = ["--run", str(folder / "run"), "--data.root", str(folder / "data")]
+    paths = ["--run-dir", str(folder / "run"), "--data.root", str(folder / "data")]
     small = ["--epochs", "1", "--data.batch-size", "2", "--data.workers", "0", "--log-every", "1", "--pictures", "1"]
     half = ["--precision", "bf16", "--activation-checkpointing"]
     sys.argv = ["train.py", "quickstart", "--device", "npu", *paths, *small, *half]

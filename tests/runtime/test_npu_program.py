@@ -137,7 +137,7 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(data, tmp_path):
     with mock.patch.object(Learner, "step", stop_after(5)), pytest.raises(Stop):
         fit(configs[1])
     fit(dataclasses.replace(configs[1], resume="auto"))
-    straight, broken = losses(configs[0].run), losses(configs[1].run)
+    straight, broken = losses(configs[0].run_dir), losses(configs[1].run_dir)
     assert len(straight) == 8 and broken == straight
     assert any(
         terms["grad_norm"] is not None for terms in straight.values()

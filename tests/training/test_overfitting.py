@@ -60,17 +60,17 @@ def test_a_small_model_overfits_the_18_expressions_of_four_photographs(golden: P
     shrink(golden / "photos", tmp_path)
     preset = quickstart()
     data = replace(
-        preset.data, root=tmp_path, train=(JOINED, SINGLE), weights=(60.0, 20.0), evaluation=(("train", SINGLE),),
-        batch_size=2, workers=0, train_sides=(SIDE,), evaluation_side=SIDE,
+        preset.data, root=tmp_path, train_files=(JOINED, SINGLE), sampling_weights=(60.0, 20.0),
+        evaluation=(("train", SINGLE),), batch_size=2, workers=0, train_sides=(SIDE,), evaluation_side=SIDE,
     )  # fmt: skip
     config = replace(
-        preset, data=data, evaluate_every=2, run=tmp_path / "run", ema_decay=0.0, pictures=0, device="cpu",
+        preset, data=data, evaluate_every=2, run_dir=tmp_path / "run", ema_decay=0.0, pictures=0, device="cpu",
         save_every=10**6,
     )  # fmt: skip
     assert len(json.loads((tmp_path / SINGLE).read_text())["images"]) == 18
     init = None
     for round_ in range(ROUNDS):
-        found = fit(replace(config, run=tmp_path / f"run{round_}", init=init)).figures["train"]["precision@1"]
+        found = fit(replace(config, run_dir=tmp_path / f"run{round_}", init_from=init)).figures["train"]["precision@1"]
         if found == 1.0:
             break
         init = tmp_path / f"run{round_}" / "final.safetensors"

@@ -164,7 +164,7 @@ def test_frozen_parts_stay_and_all_else_moves(data: Path, tmp_path: Path) -> Non
     fit(one_epoch(data, tmp_path / "start"))
     start = model_file.load_detector(tmp_path / "start" / "final.safetensors").state_dict()
     config = one_epoch(data, tmp_path / "run", freeze=("backbone", "text_encoder"))
-    fit(dataclasses.replace(config, init=tmp_path / "start" / "final.safetensors"))
+    fit(dataclasses.replace(config, init_from=tmp_path / "start" / "final.safetensors"))
     end = model_file.load_detector(tmp_path / "run" / "final.safetensors").state_dict()
     same = {name for name in start if torch.equal(start[name], end[name])}
     assert same == {name for name in start if name.startswith(("backbone.", "text_encoder."))}
@@ -173,14 +173,14 @@ def test_frozen_parts_stay_and_all_else_moves(data: Path, tmp_path: Path) -> Non
 def test_weights_to_start_from_bring_their_sizes_but_not_their_dropout(data: Path, tmp_path: Path) -> None:
     fit(one_epoch(data, tmp_path / "start"))
     other = dataclasses.replace(SMALL, width=128, fusion_dropout=0.0)
-    config = one_epoch(data, tmp_path / "run", init=tmp_path / "start" / "final.safetensors", model=other)
+    config = one_epoch(data, tmp_path / "run", init_from=tmp_path / "start" / "final.safetensors", model=other)
     fit(config)
     resolved = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
     assert resolved["width"] == SMALL.width and resolved["fusion_dropout"] == 0.0
 
 
 def test_accumulation_takes_one_step_for_its_micro_batches(data: Path, tmp_path: Path) -> None:
-    result = fit(one_epoch(data, tmp_path / "run", accumulate=3))
+    result = fit(one_epoch(data, tmp_path / "run", accumulation_steps=3))
     assert result.steps == 3  # 8 micro-batches: 3, 3 and 2
     assert [len(group) for group in group_batches(iter(range(8)), 3)] == [3, 3, 2]  # type: ignore[arg-type]
 
@@ -195,7 +195,7 @@ def test_bad_samples_are_skipped_and_counted_or_stop_the_run(tmp_path: Path) -> 
     said: list[str] = []
     fit(
         dataclasses.replace(
-            config, run=tmp_path / "other", data=dataclasses.replace(config.data, on_bad_sample="skip")
+            config, run_dir=tmp_path / "other", data=dataclasses.replace(config.data, on_bad_sample="skip")
         ),
         say=said.append,
     )
