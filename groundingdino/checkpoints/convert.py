@@ -17,8 +17,10 @@ from torch import Tensor
 from groundingdino.checkpoints.formats import huggingface, mmdet
 from groundingdino.checkpoints.formats.key_table import some
 from groundingdino.checkpoints.formats.source import Source, read_source
+from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import (
     SOURCE_KEY,
+    VERSION_KEY,
     checked_config,
     compare_shapes,
     detector_metadata,
@@ -141,7 +143,8 @@ class _Weights:
 
 def _native_weights(source: Source, text_heads: int | None) -> _Weights:
     if source.naming == "native":
-        return _Weights(checked_config(source.path, source.metadata), source.tensors, {})
+        config = checked_config(source.path, source.metadata)
+        return _Weights(config, upgrade(source.tensors, source.metadata[VERSION_KEY]), {})
     try:
         if source.naming == "mmdet":
             config = mmdet.infer_config({name: tuple(t.shape) for name, t in source.tensors.items()}, text_heads)

@@ -5,7 +5,7 @@ Both are one safetensors file, written atomically. A model's metadata keys are t
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats.key_table import some
+from groundingdino.checkpoints.formats.upgrade import stored_names
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
 from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
@@ -28,11 +29,12 @@ SCALE_KEY = (
     "groundingdino.scale"  # JSON [short side, long side]: pixels of the images it was trained for; may be absent
 )
 VERSION_KEY = "groundingdino.version"
-VERSION = "1"
+VERSION = "2"
+READABLE_VERSIONS = ("1", "2")  # see formats.upgrade
 
 STATE_KEY = "groundingdino.state"
 STATE_VERSION_KEY = "groundingdino.state_version"
-STATE_VERSION = "1"
+STATE_VERSION = "2"
 PLAIN = (str, int, float, bool, type(None))
 CONVERT = "python convert_checkpoint.py {path} OUT.safetensors"
 
@@ -93,16 +95,24 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu") -> "Grou
         config = checked_config(file.path, file.metadata)
         with torch.device("meta"):
             model = build_detector(config)
-        shapes = {name: entry.shape for name, entry in file.entries.items()}
+        stored = stored_names(file.entries, file.metadata[VERSION_KEY])
+        shapes = {name: _joined_shape([file.entries[part].shape for part in parts]) for name, parts in stored.items()}
         problem = compare_shapes(shapes, {name: tuple(t.shape) for name, t in model.state_dict().items()})
         if problem:
             raise ValueError(f"{path}: its tensors do not fit its config {config.name!r}: {problem}")
         tensors = {}
-        for name in shapes:
-            tensor = file.read(name)
+        for name, parts in stored.items():
+            tensor = file.read(parts[0]) if len(parts) == 1 else torch.cat([file.read(part) for part in parts])
             tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
+
+
+def _joined_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Of tensors that are joined along the first axis."""
+    if len(shapes) == 1:
+        return shapes[0]
+    return (sum(shape[0] for shape in shapes if shape), *shapes[0][1:])
 
 
 def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
@@ -137,8 +147,9 @@ def _open(path: str | Path) -> TensorFile:
 def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     """The model config in a checkpoint's metadata. ValueError: another version or vocabulary than this package's."""
     version = metadata.get(VERSION_KEY)
-    if version != VERSION:
-        raise ValueError(f"{path}: checkpoint of version {version}, this groundingdino reads {VERSION}: upgrade it")
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(READABLE_VERSIONS)
+        raise ValueError(f"{path}: checkpoint of version {version}, this groundingdino reads {readable}: upgrade it")
     if metadata.get(VOCABULARY_KEY) != vocabulary_identity():
         raise ValueError(
             f"{path}: trained with another vocabulary (SHA-256 {metadata.get(VOCABULARY_KEY)}) than the packaged "

@@ -18,8 +18,8 @@ def attention_bias(attends: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(attends, dtype=dtype).masked_fill(~attends, float("-inf"))
 
 
-class MultiheadAttention(nn.Module):
-    """`nn.MultiheadAttention`'s parameters, with a mask per sample and scaled_dot_product_attention inside."""
+class _Attention(nn.Module):
+    """`nn.MultiheadAttention`'s parameters: one packed input projection, queries, keys, values in this order."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -31,27 +31,46 @@ class MultiheadAttention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        """query (B, Q, D), key and value (B, K, D); key is the same tensor as query or as value.
+    def _project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
+        """(B, N, D) -> `count` of queries (0), keys (1) and values (2), from `first` on, each (B, M, N, D / M)."""
+        width = x.shape[-1]
+        rows = slice(first * width, (first + count) * width)
+        projected = linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return projected.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
-        bias from `attention_bias`, broadcastable to (B, M, Q, K). Returns (B, Q, D).
-        """
-        width = query.shape[-1]
-        # Two of the three inputs are always the same tensor: project them in one product.
-        if query is key:
-            parts = (2 * width, width)
-            (qk_weight, v_weight), (qk_bias, v_bias) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
-            q, k = linear(query, qk_weight, qk_bias).chunk(2, dim=-1)
-            v = linear(value, v_weight, v_bias)
-        else:
-            assert key is value
-            parts = (width, 2 * width)
-            (q_weight, kv_weight), (q_bias, kv_bias) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
-            q = linear(query, q_weight, q_bias)
-            k, v = linear(key, kv_weight, kv_bias).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, ., D / M)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, M, ., D / M) each -> (B, Q, D)."""
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(_Attention):
+    """Tokens look at each other; their positions take part in the comparison, but not in what is read."""
+
+    def forward(self, x: Tensor, position: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Returns (B, N, D).
+
+        x (B, N, D), position the same or None; bias from `attention_bias`, broadcastable to (B, M, N, N).
+        """
+        if position is None:
+            q, k, v = self._project(x, 0, 3)
+        else:
+            q, k = self._project(x + position, 0, 2)
+            (v,) = self._project(x, 2, 1)
+        return self._attend(q, k, v, bias)
+
+
+class CrossAttention(_Attention):
+    """Queries look at a memory."""
+
+    def forward(self, query: Tensor, memory: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns (B, Q, D).
+
+        query (B, Q, D), memory (B, K, D); bias from `attention_bias`, broadcastable to (B, M, Q, K).
+        """
+        (q,) = self._project(query, 0, 1)
+        k, v = self._project(memory, 1, 2)
+        return self._attend(q, k, v, bias)
 
 
 class FeedForward(nn.Module):

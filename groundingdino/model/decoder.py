@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from groundingdino.config import ModelConfig
-from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention, attention_bias
+from groundingdino.model.attention import (
+    CrossAttention,
+    DeformableAttention,
+    FeedForward,
+    SelfAttention,
+    attention_bias,
+)
 from groundingdino.model.feature_enhancer import ImageTokens
 from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast, inverse_sigmoid
 from groundingdino.model.positions import box_encoding
@@ -21,9 +27,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads = config.width, config.num_heads
-        self.self_attention = MultiheadAttention(width, heads)
+        self.self_attention = SelfAttention(width, heads)
         self.self_attention_norm = nn.LayerNorm(width)
-        self.text_attention = MultiheadAttention(width, heads)
+        self.text_attention = CrossAttention(width, heads)
         self.text_attention_norm = nn.LayerNorm(width)
         self.image_attention = DeformableAttention(width, heads, config.num_levels, config.num_points)
         self.image_attention_norm = nn.LayerNorm(width)
@@ -37,10 +43,9 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """query and position (B, Q, D), reference (B, Q, L, 4) in each padded map; biases from
         `attention_bias`: (Q, Q) or None, and (B, 1, 1, T)."""
-        placed = query + position
-        query = self.self_attention_norm(query + self.self_attention(placed, placed, query, self_bias))
-        read = self.text_attention(query + position, text_memory, text_memory, text_bias)
-        query = self.text_attention_norm(query + read)
+        query = self.self_attention_norm(query + self.self_attention(query, position, self_bias))
+        text_out = self.text_attention(query + position, text_memory, text_bias)
+        query = self.text_attention_norm(query + text_out)
         centers, offset_scale = reference[:, :, :, None].split(2, dim=-1)
         looked = self.image_attention(
             query + position, memory, centers, offset_scale * (0.5 / self.num_points), image.shapes, image.valid

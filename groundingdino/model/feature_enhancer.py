@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import ModelConfig
-from groundingdino.model.attention import DeformableAttention, FeedForward, MultiheadAttention, attention_bias
+from groundingdino.model.attention import DeformableAttention, FeedForward, SelfAttention, attention_bias
 from groundingdino.model.fusion import Fusion
 from groundingdino.model.positions import text_position_encoding
 from groundingdino.structures import TextBatch
@@ -46,15 +46,14 @@ class TextLayer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
         super().__init__()
-        self.attention = MultiheadAttention(width, num_heads)
+        self.attention = SelfAttention(width, num_heads)
         self.attention_norm = nn.LayerNorm(width)
         self.ffn = FeedForward(width, ffn_width)
         self.ffn_norm = nn.LayerNorm(width)
 
     def forward(self, text: Tensor, position: Tensor, bias: Tensor) -> Tensor:
         """text and position (B, T, D), bias (B, 1, T, T) from `attention_bias`."""
-        query = text + position
-        text = self.attention_norm(text + self.attention(query, query, text, bias))
+        text = self.attention_norm(text + self.attention(text, position, bias))
         return self.ffn_norm(text + self.ffn(text))
 
 

@@ -3,13 +3,11 @@
 Our own module, not transformers': its interface to three-dimensional masks has broken several times (USERS pains).
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.config import TextConfig
-from groundingdino.model.attention import attention_bias
-from groundingdino.ops import Linear, feed_forward, linear
+from groundingdino.model.attention import FeedForward, SelfAttention, attention_bias
+from groundingdino.ops import Linear
 from groundingdino.structures import TextBatch
 
 LAYER_NORM_EPS = 1e-12
@@ -37,30 +35,23 @@ class BertLayer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.query = Linear(config.width, config.width)
-        self.key = Linear(config.width, config.width)
-        self.value = Linear(config.width, config.width)
-        self.attention_out = Linear(config.width, config.width)
+        self.attention = SelfAttention(config.width, config.num_heads)
         self.attention_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.ffn_in = Linear(config.width, config.ffn_width)
-        self.ffn_out = Linear(config.ffn_width, config.width)
+        self.ffn = FeedForward(config.width, config.ffn_width, "gelu")
         self.ffn_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        for projection in (self.query, self.key, self.value, self.attention_out, self.ffn_in, self.ffn_out):
+        for weight in (self.attention.in_proj_weight, self.attention.out_proj.weight):
+            nn.init.normal_(weight, std=0.02)
+        for projection in (self.ffn.fc1, self.ffn.fc2):
             nn.init.normal_(projection.weight, std=0.02)
             nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (B, T, width), bias (B, 1, T, T) from `attention_bias`."""
-        projections = (self.query, self.key, self.value)
-        weight, offset = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-        qkv = linear(x, weight, offset).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind()  # (B, heads, T, width / heads)
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-        x = self.attention_norm(x + self.attention_out(context))
-        first, second = self.ffn_in, self.ffn_out
-        change = feed_forward(x, first.weight, first.bias, second.weight, second.bias, "gelu")
-        return self.ffn_norm(x + change)
+        """Returns (B, T, width). x (B, T, width), bias (B, 1, T, T) from `attention_bias`."""
+        # Attention inside each sub-sentence
+        x = self.attention_norm(x + self.attention(x, bias=bias))
+
+        # Feed-forward
+        return self.ffn_norm(x + self.ffn(x))
 
 
 class TextEncoder(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import (
     load_detector,
     load_state,
@@ -203,8 +204,39 @@ def test_weights_stored_in_half_precision_load_as_float32(saved):
     assert torch.equal(found.level_embedding, model.level_embedding.half().float())
 
 
+FIRST_VERSIONS = {  # what 0.1.0 wrote for a layer of BERT: {today's: its}
+    "attention.in_proj_": ("query.", "key.", "value."),
+    "attention.out_proj.": ("attention_out.",),
+    "ffn.fc1.": ("ffn_in.",),
+    "ffn.fc2.": ("ffn_out.",),
+}
+
+
+def as_version_1(tensors):
+    written = {}
+    for name, tensor in tensors.items():
+        part = next((part for part in FIRST_VERSIONS if f"text_encoder.layers.0.{part}" in name), None)
+        theirs = FIRST_VERSIONS.get(part, (part,))
+        for old, piece in zip(theirs, tensor.chunk(len(theirs)), strict=True):
+            written[name.replace(part, old) if part else name] = piece.contiguous()
+    return written
+
+
+def test_a_checkpoint_of_the_first_version_loads_and_converts_bit_for_bit(saved, tmp_path):
+    path, model = saved
+    old = tmp_path / "old.safetensors"
+    save_checkpoint(old, as_version_1(load_file(path)), {**read_metadata(path), model_file.VERSION_KEY: "1"})
+    assert "text_encoder.layers.0.query.weight" in load_file(old)
+    assert same(dict(model.state_dict()), dict(load_detector(old).state_dict()))
+    assert same(load_file(path), upgrade(load_file(old), "1"))
+    cut = {name: tensor for name, tensor in load_file(old).items() if not name.endswith("0.key.weight")}
+    save_checkpoint(old, cut, read_metadata(old))
+    with pytest.raises(ValueError, match=r"in_proj_weight \(64, 32\) instead of \(96, 32\)"):
+        load_detector(old)
+
+
 WRONG = {
-    "version 99, this groundingdino reads 1: upgrade": ({model_file.VERSION_KEY: "99"}, {}),
+    "version 99, this groundingdino reads 1 and 2: upgrade": ({model_file.VERSION_KEY: "99"}, {}),
     "another vocabulary": ({model_file.VOCABULARY_KEY: "0" * 64}, {}),
     "not a model config of this version": ({model_file.CONFIG_KEY: '{"name": "x"}'}, {}),
     r"1 missing \(level_embedding\)": ({}, {"level_embedding": None}),

@@ -48,7 +48,7 @@ def backward(model: Toy, scale: float = 1.0) -> None:
 
 def test_longest_part_of_a_name_decides_its_multiplier() -> None:
     keys = {"backbone": 0.1, "text_encoder": 0.1, "text_encoder.projection": 1.0}
-    assert optim.lr_multiplier("text_encoder.layers.0.query.weight", keys) == 0.1
+    assert optim.lr_multiplier("text_encoder.layers.0.attention.in_proj_weight", keys) == 0.1
     assert optim.lr_multiplier("text_encoder.projection.bias", keys) == 1.0
     assert optim.lr_multiplier("language_model.language_backbone.body.weight", keys) == 0.1  # a part, not a prefix
     assert optim.lr_multiplier("decoder.layers.0.weight", keys) == 1.0

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats import mmdet
-from groundingdino.checkpoints.formats.key_table import KeyTable, some
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, some, thirds
 from groundingdino.config import ModelConfig
 
 SWIN = "model.backbone.conv_encoder.model"
@@ -161,17 +161,7 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts[ours] = tensor.reshape(1) if "contrastive_head" in ours else tensor
     if unknown:
         raise ValueError(f"{len(unknown)} tensors that MM-Grounding-DINO does not have: {some(unknown)}")
-    native: dict[str, Tensor] = {}
-    for name, tensor in parts.items():
-        packed = name[:-3] if name.endswith("]") else None
-        if packed is None:
-            native[name] = tensor
-        elif packed not in native:
-            thirds = [parts[f"{packed}[{i}]"] for i in range(3) if f"{packed}[{i}]" in parts]
-            if len(thirds) < 3:
-                raise ValueError(f"query, key and value of {packed!r} are not all there")
-            native[packed] = torch.cat(thirds)
-    return native
+    return pack(parts)
 
 
 def _numbered_from(name: str, num_maps: int) -> str:
@@ -190,8 +180,8 @@ def to_huggingface(native: Mapping[str, Tensor], config: ModelConfig) -> dict[st
         if name == LABEL_EMBEDDING:
             continue
         packed = PACKED.fullmatch(name) is not None
-        thirds = {f"{name}[{i}]": part for i, part in enumerate(tensor.chunk(3))} if packed else {name: tensor}
-        for ours, part in thirds.items():
+        parts = dict(zip(thirds(name), tensor.chunk(3), strict=True)) if packed else {name: tensor}
+        for ours, part in parts.items():
             theirs = TABLE.theirs(ours)
             if theirs is None:
                 raise ValueError(f"transformers has no place for {name!r}")

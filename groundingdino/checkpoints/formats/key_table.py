@@ -1,8 +1,15 @@
-"""Tables {their name: our name} with placeholders, read in both directions."""
+"""Tables {their name: our name} with placeholders, read in both directions.
+
+Queries, keys and values are one tensor here and often three there: `name[0]`, `name[1]` and `name[2]` in a table mean
+the thirds of our tensor `name`.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+
+import torch
+from torch import Tensor
 
 PATTERNS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}  # {i}, {j}: an index; {p}: of a layer's two parameters
 
@@ -34,6 +41,35 @@ def _rename(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
     if len(hits) > 1:
         raise ValueError(f"{name!r} fits several rows of the key table: {hits}")
     return hits[0] if hits else None
+
+
+def whole_name(part: str) -> str:
+    """`name` of its third `name[i]`; other names as they are."""
+    return part[:-3] if part.endswith(("[0]", "[1]", "[2]")) else part
+
+
+def thirds(name: str) -> tuple[str, str, str]:
+    """The names of a packed tensor's parts: `name[0]`, `name[1]`, `name[2]`."""
+    return f"{name}[0]", f"{name}[1]", f"{name}[2]"
+
+
+def pack(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose thirds are joined into the tensor they are part of; others as they are.
+
+    Raises:
+        ValueError: one or two of three are missing.
+    """
+    packed: dict[str, Tensor] = {}
+    for part, tensor in parts.items():
+        name = whole_name(part)
+        if name == part:
+            packed[name] = tensor
+        elif name not in packed:
+            found = [parts[third] for third in thirds(name) if third in parts]
+            if len(found) < 3:
+                raise ValueError(f"query, key and value of {name!r} are not all there")
+            packed[name] = torch.cat(found)
+    return packed
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

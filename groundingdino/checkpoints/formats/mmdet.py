@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.formats.key_table import KeyTable, some
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, some, thirds, whole_name
 from groundingdino.config import MODEL_PRESETS, BackboneConfig, ModelConfig, TextConfig
 
+QKV = ("query", "key", "value")  # one tensor here, in this order
 BLOCK = "backbone.stages.{i}.blocks.{j}"
 BERT = "language_model.language_backbone.body.model"
 ENHANCER = "feature_enhancer.layers.{i}"
@@ -83,11 +84,13 @@ def bert_rows(bert: str) -> dict[str, str]:
         f"{bert}.embeddings.position_embeddings.weight": "text_encoder.embeddings.position.weight",
         f"{bert}.embeddings.token_type_embeddings.weight": "text_encoder.embeddings.token_type.weight",
         f"{bert}.embeddings.LayerNorm.{{p}}": "text_encoder.embeddings.norm.{p}",
-        **{f"{layer}.attention.self.{part}.{{p}}": f"{ours}.{part}.{{p}}" for part in ("query", "key", "value")},
-        f"{layer}.attention.output.dense.{{p}}": f"{ours}.attention_out.{{p}}",
+        **{
+            f"{layer}.attention.self.{part}.{{p}}": f"{ours}.attention.in_proj_{{p}}[{i}]" for i, part in enumerate(QKV)
+        },
+        f"{layer}.attention.output.dense.{{p}}": f"{ours}.attention.out_proj.{{p}}",
         f"{layer}.attention.output.LayerNorm.{{p}}": f"{ours}.attention_norm.{{p}}",
-        f"{layer}.intermediate.dense.{{p}}": f"{ours}.ffn_in.{{p}}",
-        f"{layer}.output.dense.{{p}}": f"{ours}.ffn_out.{{p}}",
+        f"{layer}.intermediate.dense.{{p}}": f"{ours}.ffn.fc1.{{p}}",
+        f"{layer}.output.dense.{{p}}": f"{ours}.ffn.fc2.{{p}}",
         f"{layer}.output.LayerNorm.{{p}}": f"{ours}.ffn_norm.{{p}}",
     }
 
@@ -137,12 +140,21 @@ def dropped_because(name: str) -> str | None:
 
 
 def native_name(name: str, decoder_layers: int = 6) -> str | None:
-    """Our name of a parameter of mmdet's; None where there is none. Branch `decoder_layers` scores the proposals."""
+    """Our name of a parameter of mmdet's, or of the packed one that it is a third of; None where there is none.
+
+    Branch `decoder_layers` scores the proposals.
+    """
+    part = _native_part(name, decoder_layers)
+    return part and whole_name(part)
+
+
+def _native_part(name: str, decoder_layers: int) -> str | None:
+    """As `native_name`, but `name[i]` for a third of a packed parameter."""
     return TABLE.ours(re.sub(rf"_branches\.{decoder_layers}\.", f"_branches.{PROPOSALS}.", name))
 
 
 def mmdet_name(name: str, decoder_layers: int = 6) -> str | None:
-    """The inverse of `native_name`."""
+    """mmdet's name of a parameter of ours, where it is one there too (a third `name[i]` always is)."""
     theirs = TABLE.theirs(name)
     return theirs and theirs.replace(f"_branches.{PROPOSALS}.", f"_branches.{decoder_layers}.")
 
@@ -154,26 +166,30 @@ def to_native(state: Mapping[str, Tensor], decoder_layers: int | None = None) ->
         state: tensors by mmdet's name, all of a model or some. Buffers that we compute are left out.
         decoder_layers: needed only where `state` holds some head branches but not the last one.
     Raises:
-        ValueError: names that are in no table, or two that mean the same.
+        ValueError: names that are in no table, two that mean the same, or only a part of a packed tensor.
     """
     branches = [int(m[1]) for name in state if (m := re.match(r"bbox_head\.\w+_branches\.(\d+)\.", name))]
     layers = max(branches, default=6) if decoder_layers is None else decoder_layers
     kept = [name for name in state if not dropped_because(name)]
-    return _renamed(state, {name: native_name(name, layers) for name in kept}, _merging_to_native, PERMUTED.fullmatch)
+    names = {name: _native_part(name, layers) for name in kept}
+    return pack(_renamed(state, names, _merging_to_native))
 
 
 def to_mmdet(state: Mapping[str, Tensor], decoder_layers: int | None = None) -> dict[str, Tensor]:
     """The inverse of `to_native`, without the buffers that it left out (see `mmdet_buffers`)."""
     decoder = [int(m[1]) for name in state if (m := re.match(r"decoder\.layers\.(\d+)\.", name))]
     layers = max(decoder, default=5) + 1 if decoder_layers is None else decoder_layers
-    return _renamed(state, {name: mmdet_name(name, layers) for name in state}, _merging_to_mmdet, PERMUTED.fullmatch)
+    parts: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        packed = TABLE.theirs(thirds(name)[0]) is not None
+        parts |= dict(zip(thirds(name), tensor.chunk(3), strict=True)) if packed else {name: tensor}
+    return _renamed(parts, {name: mmdet_name(name, layers) for name in parts}, _merging_to_mmdet)
 
 
 def _renamed(
     state: Mapping[str, Tensor],
     names: Mapping[str, str | None],
     permute: Callable[[Tensor], Tensor],
-    is_permuted: Callable[[str], object],
 ) -> dict[str, Tensor]:
     unknown = [name for name, target in names.items() if target is None]
     if unknown:
@@ -182,7 +198,7 @@ def _renamed(
     for name, target in names.items():
         if target in out:
             raise ValueError(f"two tensors both mean {target!r}, one of them {name!r}")
-        out[str(target)] = permute(state[name]) if is_permuted(name) else state[name]
+        out[str(target)] = permute(state[name]) if PERMUTED.fullmatch(name) else state[name]
     return out
 
 
