@@ -20,8 +20,7 @@ from torch import Tensor
 from benchmarks.race import row
 from groundingdino.data import Augmentation, TrainingSource, TrainLoader, build_train_loader, load_odvg
 from groundingdino.data.augmentation import augment
-from groundingdino.data.batch import collate_images
-from groundingdino.inputs import transforms
+from groundingdino.inputs.images import collate_images, open_image, to_tensor
 
 IMAGES_PER_SECOND, OPEN_SECONDS, WORKER_MB = 60, 10, 50  # targets
 SIZE = (640, 480)  # COCO's most frequent
@@ -68,14 +67,14 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 def speed(path: Path, batches: TrainLoader, images: int) -> list[str]:
     """Where the time of a training image goes, and images per second of one core."""
-    decoded = transforms.to_tensor(transforms.open_image(path))
+    decoded = to_tensor(open_image(path))
     generator = np.random.default_rng(0)
     views: list[Tensor] = []
 
     def view() -> None:
         views.append(augment(decoded, torch.zeros(0, 4), Augmentation(), generator).image)
 
-    decode = milliseconds(lambda: transforms.to_tensor(transforms.open_image(path)), images)
+    decode = milliseconds(lambda: to_tensor(open_image(path)), images)
     resize = milliseconds(view, images)
     pairs = iter(zip(views[::2], views[1::2], strict=True))
     normalise = milliseconds(lambda: collate_images(next(pairs)), images // 2) / 2

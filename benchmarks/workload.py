@@ -10,8 +10,8 @@ from benchmarks.random_checkpoint import random_model
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.config import MODEL_PRESETS
-from groundingdino.data.batch import collate_images
 from groundingdino.inputs import text
+from groundingdino.inputs.images import collate_images
 
 SENTENCES = (
     "the man in the red shirt on the left",

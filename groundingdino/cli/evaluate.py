@@ -96,10 +96,10 @@ def evaluate(arguments: Arguments, world: "World", say: Any) -> None:
     from groundingdino.checkpoints.model_file import image_scale, load_detector
     from groundingdino.data import load_expressions
     from groundingdino.evaluation import EvaluationOptions, evaluate_referring
-    from groundingdino.inputs.transforms import TEST_SCALE
+    from groundingdino.inputs.images import DEFAULT_SCALE
     from groundingdino.runtime import distributed
 
-    scale = arguments.scale or image_scale(arguments.checkpoint, TEST_SCALE)
+    scale = arguments.scale or image_scale(arguments.checkpoint, DEFAULT_SCALE)
     options = EvaluationOptions(arguments.scoring, arguments.batch_size, arguments.precision, scale, arguments.workers)
     expressions = load_expressions(arguments.annotation_file)
     model = load_detector(arguments.checkpoint, world.device)
@@ -157,9 +157,9 @@ def published_row(
 ) -> list[float] | None:
     """Published Precision@1/5/10 in percent where they were measured as we did: same split, scoring and image size."""
     from groundingdino.evaluation import published
-    from groundingdino.inputs.transforms import TEST_SCALE
+    from groundingdino.inputs.images import DEFAULT_SCALE
 
-    same = arguments.scoring == "max" and scale == TEST_SCALE
+    same = arguments.scoring == "max" and scale == DEFAULT_SCALE
     row = published(release, data_set, arguments.split) if same and arguments.annotations is None else None
     return list(row) if row else None
 

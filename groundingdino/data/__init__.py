@@ -14,8 +14,7 @@ Training:
 `structures.to_device(batch, device, non_blocking=True)` moves a batch. Everything random about a sample follows from
 (seed, epoch, index), whatever the number of workers. Flip and crop are fields of `Augmentation`.
 
-Evaluation reads `load_expressions`; see `groundingdino.evaluation`. Other images: `transforms.open_image`,
-`transforms.resize_for_test`, `batch.collate_images`.
+Evaluation reads `load_expressions`; see `groundingdino.evaluation`. Other images: `inputs.images`.
 """
 
 from groundingdino.data.annotations import (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groundingdino.inputs import transforms
+from groundingdino.inputs.images import resize_for_training, training_size
 
 MIN_BOX_SIDE = 1e-2  # pixels of the result; mmdet FilterAnnotations
 
@@ -68,9 +68,9 @@ def _clip(boxes: Tensor, width: int, height: int) -> Tensor:
 
 def _resize(image: Tensor, boxes: Tensor, scale: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[float, float]]:
     old_width, old_height = image.shape[2], image.shape[1]
-    width, height = transforms.train_size((old_width, old_height), scale)
+    width, height = training_size((old_width, old_height), scale)
     factor = (width / old_width, height / old_height)
-    resized = transforms.resize_for_training(image, (width, height))
+    resized = resize_for_training(image, (width, height))
     return resized, _clip(boxes * torch.tensor([*factor, *factor]), width, height), factor
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from groundingdino.boxes import xyxy_to_cxcywh
-from groundingdino.inputs import text, transforms
+from groundingdino.inputs import text
+from groundingdino.inputs.images import collate_images
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 
 
@@ -64,18 +65,6 @@ def _pinned(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _pinned(getattr(value, f.name)) for f in fields(value)})
     return value
-
-
-def collate_images(images: Sequence[Tensor]) -> ImageBatch:
-    """(3, h, w) uint8 images, normalised, then padded with 0 on the right and bottom to the largest; no multiple."""
-    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-    pixels = torch.zeros(len(images), 3, height, width)
-    valid = torch.zeros(len(images), height, width, dtype=torch.bool)
-    for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-        transforms.normalise(image, out=pixels[index, :, :h, :w])
-        valid[index, :h, :w] = True
-    return ImageBatch(pixels, valid, sizes)
 
 
 def collate_targets(samples: Sequence[Sample], num_tokens: int) -> Targets:

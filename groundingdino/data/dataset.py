@@ -14,7 +14,8 @@ from groundingdino.data.annotations import Annotations, Entry, OnBadSample
 from groundingdino.data.augmentation import Augmentation, Augmented, augment
 from groundingdino.data.batch import Sample, SampleInfo
 from groundingdino.data.sampler import Draw
-from groundingdino.inputs import text, transforms
+from groundingdino.inputs import text
+from groundingdino.inputs.images import open_image, to_tensor
 
 MAX_SKIPS = 100  # bad samples in a row before "skip" gives up: then it is not the samples that are bad
 
@@ -115,7 +116,7 @@ class GroundingDataset(Dataset[Sample]):
         if entry.problems and self.on_bad_sample == "stop":
             raise BadSampleError(entry.problems[0])
         try:
-            image = transforms.open_image(source.images / entry.file_name)
+            image = open_image(source.images / entry.file_name)
         except ValueError as error:
             raise BadSampleError(f"{where}: {error}") from error
         if image.size != (entry.width, entry.height):
@@ -123,7 +124,7 @@ class GroundingDataset(Dataset[Sample]):
             raise BadSampleError(
                 f"{where}: {source.images / entry.file_name} is {found}, annotated for {annotated}: boxes would be off"
             )
-        return entry, transforms.to_tensor(image), list(entry.problems)
+        return entry, to_tensor(image), list(entry.problems)
 
     def _sample(
         self, index: int, entry: Entry, image: Tensor, generator: np.random.Generator, problems: list[str]

@@ -8,7 +8,7 @@ import torch
 from groundingdino.data.annotations import Expression
 from groundingdino.evaluation.metrics import HIT_IOU, Answer, iou_with
 from groundingdino.inference.visualize import draw_comparison
-from groundingdino.inputs.transforms import open_image
+from groundingdino.inputs.images import open_image
 from groundingdino.structures import Detections
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from groundingdino.data.annotations import Expression
-from groundingdino.data.batch import collate_images
 from groundingdino.evaluation import metrics
 from groundingdino.evaluation.metrics import Answer
 from groundingdino.inference import postprocess
-from groundingdino.inputs import noun_phrases, text, transforms
+from groundingdino.inputs import noun_phrases, text
+from groundingdino.inputs.images import DEFAULT_SCALE, collate_images, open_image, resize_for_inference
 from groundingdino.model import GroundingDINO
 from groundingdino.runtime import devices, distributed
 from groundingdino.structures import to_device
@@ -39,7 +39,7 @@ class EvaluationOptions:
     scoring: Scoring = "max"
     batch_size: int | None = None  # sentences of one photograph that run together; None: as suits the device
     precision: str = "fp32"
-    scale: tuple[int, int] = transforms.TEST_SCALE  # most pixels of the short and long side
+    scale: tuple[int, int] = DEFAULT_SCALE  # most pixels of the short and long side
     workers: int = 2  # processes that load photographs; 0: this one
 
     def __post_init__(self) -> None:
@@ -247,8 +247,8 @@ class _Photographs(Dataset[Loaded | str]):
     def __getitem__(self, number: int) -> Loaded | str:
         photograph = self.photographs[number]
         try:
-            image = transforms.open_image(photograph.path)
+            image = open_image(photograph.path)
         except ValueError as error:
             return f"{error}, wanted by images entry {photograph.entry} of the annotations"
-        pixels, scale_factor = transforms.resize_for_test(image, self.scale)
-        return photograph.members, pixels, scale_factor
+        resized = resize_for_inference(image, self.scale)
+        return photograph.members, resized.pixels, resized.geometry.scale_factor

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.model_file import image_scale, load_detector
-from groundingdino.data.batch import collate_images
 from groundingdino.inference import postprocess
 from groundingdino.inference.prompts import (
     Categories,
@@ -26,8 +25,15 @@ from groundingdino.inference.prompts import (
     Spans,
     resolve,
 )
-from groundingdino.inputs import transforms
-from groundingdino.inputs.images import each_image, is_one_image, load_image
+from groundingdino.inputs.images import (
+    DEFAULT_SCALE,
+    ImageGeometry,
+    collate_images,
+    each_image,
+    is_one_image,
+    load_image,
+    resize_for_inference,
+)
 from groundingdino.inputs.text import collate_text, default_tokenizer
 from groundingdino.model.detector import GroundingDINO
 from groundingdino.model.feature_enhancer import ImageTokens
@@ -41,20 +47,12 @@ PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Where one image's boxes live."""
-
-    size: tuple[int, int]  # (height, width) of the resized image
-    scale_factor: tuple[float, float]  # resized / original, (x, y)
-
-
-@dataclass(frozen=True)
 class EncodedImage:
     """The image half of one image, on the model's device; takes an image's place in any call."""
 
     tokens: ImageTokens  # of the batch that it was encoded in
     row: int
-    frame: Frame
+    geometry: ImageGeometry
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def load_model(
     chosen = devices.pick_device(device)
     devices.configure(chosen)
     model = load_detector(path, chosen)
-    return Predictor(model, chosen, precision, scale or image_scale(path, transforms.TEST_SCALE))
+    return Predictor(model, chosen, precision, scale or image_scale(path, DEFAULT_SCALE))
 
 
 class Predictor:
@@ -123,7 +121,7 @@ class Predictor:
         model: GroundingDINO,
         device: torch.device | None = None,
         precision: str = "fp32",
-        scale: tuple[int, int] = transforms.TEST_SCALE,
+        scale: tuple[int, int] = DEFAULT_SCALE,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
@@ -262,11 +260,10 @@ class Predictor:
 
     @torch.no_grad()
     def _encode_images(self, images: Iterable[Any]) -> list[EncodedImage]:
-        resized = [transforms.resize_for_test(load_image(image), self.scale) for image in images]
-        batch = to_device(collate_images([pixels for pixels, _ in resized]), self.device)
+        resized = [resize_for_inference(load_image(image), self.scale) for image in images]
+        batch = to_device(collate_images([image.pixels for image in resized]), self.device)
         tokens = self._encode_batch(batch)
-        frames = [Frame(size, factor) for size, (_, factor) in zip(batch.sizes, resized, strict=True)]
-        return [EncodedImage(tokens, row, frame) for row, frame in enumerate(frames)]
+        return [EncodedImage(tokens, row, image.geometry) for row, image in enumerate(resized)]
 
     def _encode_batch(self, batch: ImageBatch) -> ImageTokens:
         with devices.autocast(self.device, self._autocast):
@@ -314,7 +311,7 @@ class Predictor:
                 output = self.model.detect(tokens.take([images[row].row for _, row, _, _ in batch]), features, text)
             logits, boxes = output.layers[-1].logits.float(), output.layers[-1].boxes.float()
             for index, (pair, row, piece, _) in enumerate(batch):
-                parts[pair].append(_piece_detections(logits[index], boxes[index], piece, images[row].frame, keep))
+                parts[pair].append(_piece_detections(logits[index], boxes[index], piece, images[row].geometry, keep))
         for found, (_, prompt) in zip(parts, pairs, strict=True):
             yield _detections(found, prompt.resolved, limits)
 
@@ -348,7 +345,7 @@ def _padded(features: Sequence[Tensor], text: TextBatch) -> Tensor:
 
 
 def _piece_detections(
-    logits: Tensor, boxes: Tensor, piece: Piece, frame: Frame, keep: int
+    logits: Tensor, boxes: Tensor, piece: Piece, geometry: ImageGeometry, keep: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """logits (Q, T), boxes (Q, 4) -> boxes (K, 4) in the image's pixels, scores (K,), labels (K,), on the CPU."""
     logits = logits[:, : len(piece.caption.token_ids)]
@@ -356,7 +353,7 @@ def _piece_detections(
         scores = postprocess.referring_scores(logits)
     else:
         scores = postprocess.category_scores(logits, piece.positive_map.to(logits.device))
-    placed = postprocess.to_image_frame(boxes, frame.size, frame.scale_factor)
+    placed = postprocess.to_image_frame(boxes, geometry.size, geometry.scale_factor)
     found, scores, labels = postprocess.top_detections(scores, placed, keep)
     return found.cpu(), scores.cpu(), labels.cpu() + piece.first_label
 

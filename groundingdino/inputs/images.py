@@ -1,18 +1,48 @@
-"""The forms in which people hold images -> upright RGB Pillow images."""
+"""Images: read, turn upright, resize, normalize, collate. The one place for all of it, in inference and in training.
 
-from collections.abc import Iterable, Iterator
+What mmdet does with OpenCV is done here with Pillow and torch. An image is an upright RGB Pillow image, then a
+(3, h, w) uint8 RGB tensor until `normalize`. Sizes are (width, height) as in Pillow, in pixels, unless said otherwise.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
 
-from groundingdino.inputs.transforms import open_image, to_rgb
+from groundingdino.structures import ImageBatch
+
+MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255
+STD = (58.395, 57.12, 57.375)
+DEFAULT_SCALE = (800, 1333)  # most pixels of the short and of the long side
+ALPHA_CANVAS = (124, 117, 104)  # what mmcv puts under a gray image with transparency
+
+Size = tuple[int, int]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
-ImageLike = str | Path | Image.Image | np.ndarray | torch.Tensor
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How an image was resized: what it takes to place boxes in the original."""
+
+    size: tuple[int, int]  # (height, width) of the resized image
+    scale_factor: tuple[float, float]  # resized / original, (x, y): they differ by the truncation
+
+
+@dataclass(frozen=True)
+class ResizedImage:
+    """One image as the model takes it, but for `normalize`."""
+
+    pixels: Tensor  # (3, h, w) uint8 RGB
+    geometry: ImageGeometry
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -38,20 +68,20 @@ def load_image(image: ImageLike) -> Image.Image:
         return open_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    if isinstance(image, torch.Tensor):
+    if isinstance(image, Tensor):
         return _from_tensor(image)
     if isinstance(image, np.ndarray):
         return _from_array(image)
     raise ValueError(f"an image is a path, a Pillow image, an array or a tensor, got {type(image).__name__}")
 
 
-def _from_tensor(image: torch.Tensor) -> Image.Image:
+def _from_tensor(image: Tensor) -> Image.Image:
     if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"an image tensor is (3, H, W) RGB, got {tuple(image.shape)}")
     if image.is_floating_point():
         low, high = image.min().item(), image.max().item()
         if not (0 <= low and high <= 1):
-            raise ValueError(f"a float image is in [0, 1], got [{low:g}, {high:g}]; do not normalise it before")
+            raise ValueError(f"a float image is in [0, 1], got [{low:g}, {high:g}]; do not normalize it before")
         image = (image.float() * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise ValueError(f"an image tensor is uint8 or float in [0, 1], got {image.dtype}")
@@ -72,7 +102,7 @@ def is_one_image(images: Any) -> bool:
     """Whether this is a single image rather than a folder, a list, or a batch in one array or tensor."""
     if isinstance(images, str | Path):
         return not Path(images).is_dir()
-    if isinstance(images, np.ndarray | torch.Tensor):
+    if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return not isinstance(images, Iterable) or isinstance(images, Image.Image)
 
@@ -86,3 +116,98 @@ def each_image(images: Any) -> Iterator[Any]:
     else:
         for image in images:
             yield from each_image(image)
+
+
+def open_image(path: Path | str) -> Image.Image:
+    """The decoded RGB image of a file, upright by its EXIF tag.
+
+    Raises:
+        ValueError: naming the file, if it is missing or cannot be decoded to the end.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such image file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright RGB image; mmcv `image/io.py::_pillow2array`. Transparency is dropped, but for gray with alpha."""
+    image.load()  # some formats hold their EXIF tag behind the pixels
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode != "LA":
+        return image.convert("RGB")
+    with_alpha = image.convert("RGBA")
+    canvas = Image.new("RGB", with_alpha.size, ALPHA_CANVAS)
+    canvas.paste(with_alpha, mask=with_alpha.getchannel("A"))
+    return canvas
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> (3, h, w) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _ratio(size: Size, scale: Size) -> float:
+    return min(max(scale) / max(size), min(scale) / min(size))
+
+
+def inference_size(size: Size, scale: Size = DEFAULT_SCALE) -> Size:
+    """The size that fits into `scale` (short side, long side), truncated: 199x300 at 800 becomes 799x1206.
+
+    mmdet `datasets/transforms/transforms.py::_fixed_scale_size`.
+    """
+    ratio = _ratio(size, scale)
+    return max(int(size[0] * ratio), 1), max(int(size[1] * ratio), 1)
+
+
+def training_size(size: Size, scale: Size) -> Size:
+    """The size that fits into `scale` (short side, long side), rounded; mmcv `image/geometric.py::_scale_size`."""
+    ratio = _ratio(size, scale)
+    return max(int(size[0] * ratio + 0.5), 1), max(int(size[1] * ratio + 0.5), 1)
+
+
+def resize_for_inference(image: Image.Image, scale: Size = DEFAULT_SCALE) -> ResizedImage:
+    """The image resized to `inference_size` by Pillow's bilinear filter, which averages where it shrinks."""
+    width, height = inference_size(image.size, scale)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    geometry = ImageGeometry((height, width), (width / image.width, height / image.height))
+    return ResizedImage(to_tensor(resized), geometry)
+
+
+def resize_for_training(image: Tensor, size: Size) -> Tensor:
+    """(3, h, w) uint8 -> `size`, bilinear without averaging, as cv2.resize does: equal within one gray level.
+
+    The outer corners of both images coincide (align_corners=False).
+    """
+    if (image.shape[2], image.shape[1]) == size:
+        return image
+    width, height = size
+    return F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+def normalize(image: Tensor, out: Tensor | None = None) -> Tensor:
+    """(3, h, w) uint8 -> float32, (x - MEAN) / STD; into `out`, a view of that shape, where given."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    pixels = torch.empty(image.shape) if out is None else out
+    return pixels.copy_(image).sub_(mean).div_(std)
+
+
+def collate_images(images: Sequence[Tensor]) -> ImageBatch:
+    """A batch on the CPU of (3, h, w) uint8 images: normalized, then padded with 0 on the right and at the bottom.
+
+    They are padded to the largest of the batch, not to a multiple of anything, as in mmdet.
+    """
+    sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    pixels = torch.zeros(len(images), 3, height, width)
+    valid = torch.zeros(len(images), height, width, dtype=torch.bool)
+    for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        normalize(image, out=pixels[index, :, :h, :w])
+        valid[index, :h, :w] = True
+    return ImageBatch(pixels, valid, sizes)

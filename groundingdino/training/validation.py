@@ -9,7 +9,7 @@ from PIL import Image
 from groundingdino.config import TrainConfig
 from groundingdino.data import Expression, load_expressions
 from groundingdino.evaluation import Evaluation, EvaluationOptions, evaluate_referring
-from groundingdino.inputs import transforms
+from groundingdino.inputs.images import open_image
 from groundingdino.model import GroundingDINO
 from groundingdino.training.pictures import draw_answer
 
@@ -63,7 +63,7 @@ class Assessor:
         drawn = []
         for number in spread(len(answers), count):
             expression = expressions[answers[number].index]
-            image = transforms.open_image(self._images / expression.file_name)
+            image = open_image(self._images / expression.file_name)
             box, score = answers[number].boxes[0], float(answers[number].scores[0])
             drawn.append(draw_answer(image, expression.caption, expression.box, box.tolist(), score))
         return drawn

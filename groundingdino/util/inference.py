@@ -26,8 +26,8 @@ from groundingdino.checkpoints.model_file import load_detector
 from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.results import to_supervision
 from groundingdino.inference.visualize import draw_detections
+from groundingdino.inputs.images import normalize, open_image, resize_for_inference
 from groundingdino.inputs.text import MAX_TOKENS, SEPARATORS, EncodedCaption, collate_text, default_tokenizer
-from groundingdino.inputs.transforms import normalise, open_image, resize_for_test
 from groundingdino.model import GroundingDINO
 from groundingdino.runtime import devices
 from groundingdino.structures import Detections, ImageBatch, to_device
@@ -58,7 +58,7 @@ def load_image(image_path: str | Path) -> tuple[np.ndarray, Tensor]:
 
 
 def _prepared(image: Image.Image) -> Tensor:
-    return normalise(resize_for_test(image)[0])
+    return normalize(resize_for_inference(image).pixels)
 
 
 def predict(

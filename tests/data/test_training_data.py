@@ -19,8 +19,9 @@ from groundingdino.data import (
     load_odvg,
 )
 from groundingdino.data.augmentation import augment
-from groundingdino.data.batch import collate, collate_images
+from groundingdino.data.batch import collate
 from groundingdino.inputs import text
+from groundingdino.inputs.images import collate_images
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data"
 TOKENIZER = text.CaptionTokenizer()

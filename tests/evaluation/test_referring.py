@@ -13,7 +13,6 @@ from PIL import Image
 
 from groundingdino.checkpoints.convert import RELEASES
 from groundingdino.data import Expression, load_expressions
-from groundingdino.data.batch import collate_images
 from groundingdino.evaluation import (
     Answer,
     EvaluationOptions,
@@ -28,7 +27,8 @@ from groundingdino.evaluation.metrics import iou_with
 from groundingdino.evaluation.published import PUBLISHED
 from groundingdino.evaluation.referring import IMAGE_COST
 from groundingdino.inference.postprocess import category_scores, to_image_frame, top_detections
-from groundingdino.inputs import noun_phrases, text, transforms
+from groundingdino.inputs import noun_phrases, text
+from groundingdino.inputs.images import collate_images, open_image, resize_for_inference
 from groundingdino.runtime import distributed
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data"
@@ -164,12 +164,12 @@ class TestEvaluator:
         tokenizer = text.default_tokenizer()
         one_by_one = []
         for index, expression in enumerate(expressions):
-            pixels, factor = transforms.resize_for_test(transforms.open_image(folder / expression.file_name), SCALE)
+            resized = resize_for_inference(open_image(folder / expression.file_name), SCALE)
             words = text.collate_text([tokenizer.encode(expression.caption + ". ")])
             with torch.inference_mode():
-                last = model(collate_images([pixels]), words).layers[-1]
+                last = model(collate_images([resized.pixels]), words).layers[-1]
             scores = last.logits[0].max(dim=1).values.sigmoid()
-            placed = to_image_frame(last.boxes[0], tuple(pixels.shape[1:]), factor)
+            placed = to_image_frame(last.boxes[0], resized.geometry.size, resized.geometry.scale_factor)
             boxes, best, _ = top_detections(scores, placed, 100)
             one_by_one.append(Answer(index, boxes.numpy(), best.numpy()))
         assert_same_answers(grouped.answers, tuple(one_by_one))
@@ -199,9 +199,9 @@ class TestEvaluator:
         encoded = text.default_tokenizer().encode(caption + ". ")
         tokens = noun_phrases.subject_tokens(caption, encoded)
         assert tokens == [1]  # man
-        pixels, _ = transforms.resize_for_test(transforms.open_image(folder / "0.png"), SCALE)
+        resized = resize_for_inference(open_image(folder / "0.png"), SCALE)
         with torch.inference_mode():
-            last = model(collate_images([pixels]), text.collate_text([encoded])).layers[-1]
+            last = model(collate_images([resized.pixels]), text.collate_text([encoded])).layers[-1]
         chosen = torch.zeros(1, len(encoded.token_ids), dtype=torch.bool)
         chosen[0, tokens] = True
         expected = category_scores(last.logits[0], chosen)[:, 0].sort(descending=True).values

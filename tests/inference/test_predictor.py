@@ -11,8 +11,9 @@ from golden_cases import image_batch, load_case, tiny_model
 from PIL import Image
 
 from groundingdino.checkpoints.model_file import SCALE_KEY, save_detector
-from groundingdino.inference.predictor import EncodedImage, Frame, Predictor, load_model
+from groundingdino.inference.predictor import EncodedImage, Predictor, load_model
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans, resolve
+from groundingdino.inputs.images import ImageGeometry
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model import decoder
 from groundingdino.structures import Detections
@@ -75,11 +76,11 @@ def golden_images(name, model):
     batch = image_batch(tensors["input"], case["image_sizes_hw"])
     with torch.inference_mode():
         tokens = model.encode_image(batch)
-    frames = [
-        Frame(tuple(size), tuple(factor))
+    geometries = [
+        ImageGeometry(tuple(size), tuple(factor))
         for size, factor in zip(case["image_sizes_hw"], case["scale_factors_wh"], strict=True)
     ]
-    return case, tensors, [EncodedImage(tokens, row, frame) for row, frame in enumerate(frames)]
+    return case, tensors, [EncodedImage(tokens, row, geometry) for row, geometry in enumerate(geometries)]
 
 
 def golden_prompt(prompt):
@@ -155,7 +156,7 @@ def test_exif_orientation_is_applied_to_files_and_images(predictor, photo, tmp_p
         (np.zeros((4, 5, 3), np.float32), "uint8 in 0..255, got float32"),
         (np.zeros((4, 5, 2), np.uint8), r"\(H, W, 3\) RGB, got \(4, 5, 2\)"),
         (torch.zeros(5, 4, 3), r"\(3, H, W\) RGB, got \(5, 4, 3\)"),
-        (torch.full((3, 4, 5), -2.0), "do not normalise it before"),
+        (torch.full((3, 4, 5), -2.0), "do not normalize it before"),
         (torch.zeros(3, 4, 5, dtype=torch.int32), "got torch.int32"),
         (7, "got int"),
     ],
@@ -443,7 +444,7 @@ def test_padding_reaches_an_image_through_backbone_windows_and_query_positions_o
     assert real.sum() == alone.tokens.tokens.shape[1] < len(real)
     tokens = torch.randn_like(padded.tokens.tokens)
     tokens[0, real] = alone.tokens.tokens[0]
-    mended = EncodedImage(replace(padded.tokens, tokens=tokens), 0, padded.frame)
+    mended = EncodedImage(replace(padded.tokens, tokens=tokens), 0, padded.geometry)
     expected = predictor.predict(alone, categories=["cat", "dog"], **EVERYTHING)
     assert_same(predictor.predict(mended, categories=["cat", "dog"], **EVERYTHING), expected)
     through_backbone = (padded.tokens.tokens[0, real] - alone.tokens.tokens[0]).abs().max()

@@ -12,8 +12,9 @@ from PIL import Image
 from groundingdino import Referring
 from groundingdino.boxes import cxcywh_to_xyxy
 from groundingdino.checkpoints.model_file import save_detector
+from groundingdino.inference import predictor
 from groundingdino.inference.predictor import load_model as load_predictor
-from groundingdino.inputs import transforms
+from groundingdino.inputs.images import resize_for_inference
 from groundingdino.util import inference
 
 SCALE = (96, 160)
@@ -29,9 +30,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """Images go in small, for speed."""
-    resize = transforms.resize_for_test
-    monkeypatch.setattr(inference, "resize_for_test", lambda image: resize(image, SCALE))
-    monkeypatch.setattr(transforms, "resize_for_test", lambda image, scale: resize(image, SCALE))
+    monkeypatch.setattr(inference, "resize_for_inference", lambda image: resize_for_inference(image, SCALE))
+    monkeypatch.setattr(predictor, "resize_for_inference", lambda image, scale: resize_for_inference(image, SCALE))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from groundingdino.inputs import transforms
+from groundingdino.inputs.images import (
+    inference_size,
+    normalize,
+    open_image,
+    resize_for_inference,
+    resize_for_training,
+    to_rgb,
+    training_size,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "data"
 RESIZED = json.loads((GOLDEN / "test_resize.json").read_text())
@@ -21,12 +29,13 @@ BY_PIXELS = "tall_398x60@200"
 @pytest.mark.parametrize("case", RESIZED)
 def test_the_test_time_image_is_mmdets_to_the_last_pixel(case: str):
     expected = RESIZED[case]
-    image = transforms.open_image(GOLDEN / "images" / f"{case.split('@')[0]}.png")
-    resized, factor = transforms.resize_for_test(image, tuple(expected["scale"]))
+    image = open_image(GOLDEN / "images" / f"{case.split('@')[0]}.png")
+    found = resize_for_inference(image, tuple(expected["scale"]))
     assert [image.height, image.width] == expected["ori_shape"]
-    assert list(resized.shape) == [3, *expected["img_shape"]]
-    assert list(factor) == expected["scale_factor_wh"]
-    rows = resized.permute(1, 2, 0).numpy()
+    assert list(found.pixels.shape) == [3, *expected["img_shape"]]
+    assert found.geometry.size == tuple(expected["img_shape"])
+    assert list(found.geometry.scale_factor) == expected["scale_factor_wh"]
+    rows = found.pixels.permute(1, 2, 0).numpy()
     if case == BY_PIXELS:
         stored = np.load(GOLDEN / "test_resize_200.npz")
         stored = stored[next(name for name in stored.files if name.startswith("tall"))]
@@ -40,15 +49,15 @@ def test_sizes_truncate_at_test_time_and_round_in_training():
     assert table["columns"] == ["w", "h", "test_w", "test_h", "train_short_side", "train_w", "train_h"]
     assert len(table["rows"]) == 3000
     for w, h, test_w, test_h, short, train_w, train_h in table["rows"]:
-        assert transforms.test_size((w, h)) == (test_w, test_h)
-        assert transforms.train_size((w, h), (short, 1333)) == (train_w, train_h)
+        assert inference_size((w, h)) == (test_w, test_h)
+        assert training_size((w, h), (short, 1333)) == (train_w, train_h)
 
 
 def test_gray_with_alpha_lies_on_mmcvs_canvas_and_other_alpha_is_dropped():
     gray = Image.fromarray(np.array([[[200, 0], [200, 255]]], dtype=np.uint8))
-    assert np.array(transforms.to_rgb(gray)).tolist() == [[[124, 117, 104], [200, 200, 200]]]
+    assert np.array(to_rgb(gray)).tolist() == [[[124, 117, 104], [200, 200, 200]]]
     colour = Image.fromarray(np.array([[[1, 2, 3, 0]]], dtype=np.uint8))
-    assert np.array(transforms.to_rgb(colour)).tolist() == [[[1, 2, 3]]]
+    assert np.array(to_rgb(colour)).tolist() == [[[1, 2, 3]]]
 
 
 def test_the_callers_image_is_left_as_it_is():
@@ -56,7 +65,7 @@ def test_the_callers_image_is_left_as_it_is():
     exif = image.getexif()
     exif[0x0112] = 6
     image.info["exif"] = exif.tobytes()
-    assert transforms.to_rgb(image).size == (2, 4)
+    assert to_rgb(image).size == (2, 4)
     assert image.size == (4, 2) and image.getexif()[0x0112] == 6
 
 
@@ -64,7 +73,7 @@ def test_the_training_resize_interpolates_between_neighbours_also_where_it_shrin
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 30, 40), generator=generator, dtype=torch.uint8)
     for width, height in [(20, 15), (33, 25), (53, 40), (133, 100)]:
-        resized = transforms.resize_for_training(image, (width, height))
+        resized = resize_for_training(image, (width, height))
         x = ((np.arange(width) + 0.5) * 40 / width - 0.5).clip(0, 39)
         y = ((np.arange(height) + 0.5) * 30 / height - 0.5).clip(0, 29)
         x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -79,21 +88,21 @@ def test_the_training_resize_interpolates_between_neighbours_also_where_it_shrin
 def test_normalising_uses_imagenets_mean_and_deviation_in_rgb_order():
     image = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1)
     expected = [(0 - 123.675) / 58.395, (128 - 116.28) / 57.12, (255 - 103.53) / 57.375]
-    torch.testing.assert_close(transforms.normalise(image).flatten(), torch.tensor(expected))
+    torch.testing.assert_close(normalize(image).flatten(), torch.tensor(expected))
 
 
 def test_a_missing_or_broken_image_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="gone.jpg: no such image file"):
-        transforms.open_image(tmp_path / "gone.jpg")
+        open_image(tmp_path / "gone.jpg")
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ValueError, match="text.jpg: not a readable image"):
-        transforms.open_image(tmp_path / "text.jpg")
+        open_image(tmp_path / "text.jpg")
     Image.effect_noise((64, 64), 50).save(tmp_path / "cut.jpg")
     whole = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut.jpg: not a readable image"):
-        transforms.open_image(tmp_path / "cut.jpg")
+        open_image(tmp_path / "cut.jpg")
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR"
     (tmp_path / "header.png").write_bytes(header)
     with pytest.raises(ValueError, match="header.png: not a readable image"):
-        transforms.open_image(tmp_path / "header.png")
+        open_image(tmp_path / "header.png")
