@@ -78,7 +78,7 @@ def as_on_an_accelerator() -> ExitStack:
     stack.enter_context(patch.object(backbone, "window_attention", window_attention_reference))
     for name in ("linear", "feed_forward"):
         module = importlib.import_module(f"groundingdino.ops.{name}")
-        stack.enter_context(patch.object(module, "by_kernel", lambda *_: False))
+        stack.enter_context(patch.object(module, "uses_cpu_kernel", lambda *_: False))
     return stack
 
 

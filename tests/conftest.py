@@ -21,11 +21,11 @@ torch.set_num_threads(1)
 @pytest.fixture
 def kernels_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are the CPU kernel's where it can be had, however little there is to multiply."""
-    monkeypatch.setattr(importlib.import_module("groundingdino.ops.linear"), "ENOUGH", 0)
+    monkeypatch.setattr(importlib.import_module("groundingdino.ops.linear"), "MIN_MULTIPLY_ADDS", 0)
 
 
 @pytest.fixture(params=["kernels", "plain torch"])
 def each_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kernels_for_all_sizes: None) -> None:
     """The test twice: with our kernels where they can be had, and without."""
     if request.param == "plain torch":
-        monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
+        monkeypatch.setenv("GROUNDINGDINO_KERNELS", "off")

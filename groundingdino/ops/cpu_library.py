@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from groundingdino.ops.ms_deform_attn.op import requested_backend
+from groundingdino.runtime.kernels import VARIABLE, Operator, kernel_mode
 
 HOW_TO_BUILD = "with GCC or Clang installed, run `pip install --no-deps --force-reinstall -e .` in the repository"
 _SUFFIXES = {torch.float32: "float", torch.float64: "double"}
@@ -53,9 +53,18 @@ def best_instruction_set() -> int:
     return library().best_isa()
 
 
-def use_kernel(tensor: Tensor) -> bool:
-    """Whether tensors of this type have one, and the user does not ask for the composites."""
-    return tensor.dtype in _SUFFIXES and requested_backend() != "composite" and library() is not None
+def has_cpu_kernel(operator: Operator, tensor: Tensor) -> bool:
+    """Whether the CPU's kernel of an operator computes tensors of this type; see `runtime.kernels`.
+
+    Raises:
+        RuntimeError: the kernel is required and not built.
+    """
+    mode = kernel_mode(operator)
+    if mode == "off" or tensor.dtype not in _SUFFIXES:
+        return False
+    if library() is None and mode == "require":
+        raise RuntimeError(f"{VARIABLE} requires the kernel of {operator}, but the CPU's are not built; {HOW_TO_BUILD}")
+    return library() is not None
 
 
 def workspace_size(kernel: str, sizes: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from groundingdino.ops.cpu_library import call, workspace_size
-from groundingdino.ops.linear import ACTIVATIONS, Activation, Inputs, activate, by_kernel, needs_gradient, product
+from groundingdino.ops.linear import ACTIVATIONS, Activation, Inputs, activate, needs_gradient, product, uses_cpu_kernel
 from groundingdino.ops.linear import forward as linear_forward
 
 AT_ONCE = 1 << 22  # numbers of the hidden layer: 16 MiB, so that they wait in the processor's cache for the next step
@@ -38,7 +38,7 @@ def feed_forward(
         (..., D).
     """
     tensors = (x, weight1, bias1, weight2, bias2)
-    if not by_kernel(x, weight1):
+    if not uses_cpu_kernel(x, weight1, "feed_forward"):
         return F.linear(activate(F.linear(x, weight1, bias1), activation), weight2, bias2)
     if not needs_gradient(*tensors):
         return torch.ops.groundingdino.feed_forward(*tensors, activation)

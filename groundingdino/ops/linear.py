@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from groundingdino.ops.cpu_library import best_instruction_set, call, use_kernel, workspace_size
+from groundingdino.ops.cpu_library import best_instruction_set, call, has_cpu_kernel, workspace_size
+from groundingdino.runtime.kernels import Operator
 
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS = ("none", "relu", "gelu")  # in the kernel's order
-ENOUGH = 1 << 23  # multiplications from which on the kernel is faster; fewer take no time at all
+MIN_MULTIPLY_ADDS = 1 << 23  # multiplications from which on the kernel is faster; fewer take no time at all
 MANY_ROWS = 128  # from which on a large second factor may be rearranged for them
 
 
@@ -22,8 +23,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     """`F.linear` and the activation behind it.
 
     A float32 product on an x86 CPU is our kernel's. It adds the bias and applies the activation while a result is in
-    the first cache (torch's own product first copies the bias into the output, and the activation is another pass over
-    it), and whoever is free takes the next rows, where a processor is shared with other programs.
+    the first cache (torch's own matmul copies the bias into the output first, and activates in another pass).
+    Row blocks are scheduled dynamically, so one slow core does not stall the rest.
 
     Args:
         x: (..., in).
@@ -34,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     Returns:
         (..., out).
     """
-    if not by_kernel(x, weight):
+    if not uses_cpu_kernel(x, weight):
         return activate(F.linear(x, weight, bias), activation)
     if not needs_gradient(x, weight, bias):
         return product(x, weight, bias, activation)
@@ -57,7 +58,7 @@ class Linear(nn.Linear):
 
 def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     """a (B, R, K), b (B, K, C) -> (B, R, C) start + a b, start (C,), (B, R, 1) or None; by `linear` where it pays."""
-    if len(a) == 1 and (a.shape[1] >= MANY_ROWS or b.mT.is_contiguous()) and by_kernel(a, b[0].mT):
+    if len(a) == 1 and (a.shape[1] >= MANY_ROWS or b.mT.is_contiguous()) and uses_cpu_kernel(a, b[0].mT):
         weight = b[0].mT
         if start is None or start.dim() == 1:
             return linear(a, weight, start)
@@ -65,14 +66,15 @@ def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     return torch.bmm(a, b) if start is None else torch.baddbmm(start, a, b)
 
 
-def by_kernel(x: Tensor, weight: Tensor) -> bool:
+def uses_cpu_kernel(x: Tensor, weight: Tensor, operator: Operator = "linear") -> bool:
     """Whether a product is the CPU kernel's."""
     if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
         return False
     # A compiler chooses products by itself.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < ENOUGH:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < MIN_MULTIPLY_ADDS:
         return False
-    return use_kernel(x) and best_instruction_set() >= 1  # elsewhere torch's own products are tuned better
+    # Without AVX2, torch's own products are tuned better.
+    return has_cpu_kernel(operator, x) and best_instruction_set() >= 1
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

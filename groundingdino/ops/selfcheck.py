@@ -17,8 +17,8 @@ from torch import Tensor
 
 from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference
 from groundingdino.ops.ms_deform_attn import npu
-from groundingdino.ops.ms_deform_attn.op import requested_backend
 from groundingdino.runtime import bootstrap, devices
+from groundingdino.runtime.kernels import OLD_VARIABLE, VARIABLE, kernel_mode
 
 # A kernel sums in its own order and, on a card, multiplies approximately; wrong results are off by whole numbers.
 TOLERANCE = 1e-3
@@ -41,8 +41,8 @@ def _installed(package: str) -> str:
 
 def environment_lines(device: torch.device) -> list[str]:
     """Versions and settings that a report needs."""
-    names = ("ASCEND_HOME_PATH", "TASK_QUEUE_ENABLE", "PYTORCH_NPU_ALLOC_CONF", "GROUNDINGDINO_MSDA", "OMP_NUM_THREADS")
-    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    names = ("ASCEND_HOME_PATH", "TASK_QUEUE_ENABLE", "PYTORCH_NPU_ALLOC_CONF", "OMP_NUM_THREADS")
+    variables = [f"{name}={os.environ[name]}" for name in (*names, VARIABLE, OLD_VARIABLE) if name in os.environ]
     lines = [
         f"python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         f"torch {torch.__version__}, torch_npu {_installed('torch_npu')}, groundingdino {_installed('groundingdino')}",
@@ -60,8 +60,8 @@ def environment_lines(device: torch.device) -> list[str]:
 
 def path_line(device: torch.device) -> str:
     """Which implementation the detector's sizes get."""
-    if requested_backend() == "composite":
-        return "path: grid_sample, because GROUNDINGDINO_MSDA=composite"
+    if kernel_mode("ms_deform_attn") == "off":
+        return f"path: grid_sample, because {VARIABLE} says off"
     if device.type == "npu":
         problem = npu.binding_problem()
         return (

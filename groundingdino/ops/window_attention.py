@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundingdino.ops.cpu_library import call, use_kernel, workspace_size
+from groundingdino.ops.cpu_library import call, has_cpu_kernel, workspace_size
 
 INPUTS = "Tensor qkv, Tensor padding, Tensor bias, Tensor token, Tensor place, Tensor? mask"
 SCHEMA = f"({INPUTS}) -> Tensor"
@@ -39,7 +39,7 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Window
         (B, S, M, C).
 
     On the CPU an operator with a kernel, float32 or float64; elsewhere, and in half precision, plain torch.
-    `GROUNDINGDINO_MSDA=composite` asks for plain torch on the CPU too.
+    `GROUNDINGDINO_KERNELS=window_attention=off` asks for plain torch on the CPU too.
     """
     if qkv.device.type == "cpu" and qkv.dtype == bias.dtype and qkv.dtype in (torch.float32, torch.float64):
         tensors = (qkv, padding, bias, windows.token, windows.place, windows.mask)
@@ -131,7 +131,7 @@ torch.library.define("groundingdino::window_attention_backward", BACKWARD_SCHEMA
 def _forward_cpu(
     qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> Tensor:
-    compute = forward if use_kernel(qkv) else window_attention_reference
+    compute = forward if has_cpu_kernel("window_attention", qkv) else window_attention_reference
     return compute(qkv, padding, bias, Windows(token, place, mask)).contiguous()
 
 
@@ -139,7 +139,7 @@ def _forward_cpu(
 def _backward_cpu(
     grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    compute = backward if use_kernel(qkv) else window_attention_backward_reference
+    compute = backward if has_cpu_kernel("window_attention", qkv) else window_attention_backward_reference
     return compute(grad, qkv, padding, bias, Windows(token, place, mask))
 
 

@@ -7,7 +7,7 @@ from groundingdino.ops import ms_deform_attn_reference, selfcheck
 
 
 def test_the_report_has_versions_path_accuracy_and_time(capsys, monkeypatch):
-    monkeypatch.delenv("GROUNDINGDINO_MSDA", raising=False)
+    monkeypatch.delenv("GROUNDINGDINO_KERNELS", raising=False)
     monkeypatch.setattr(selfcheck, "ENCODER", (((4, 5), (2, 3)), 8, 32, 4))
     assert selfcheck.main(["--device", "cpu", "--repeats", "1"]) == 0
     report = capsys.readouterr().out
@@ -25,8 +25,8 @@ def test_a_wrong_operator_is_found(capsys, monkeypatch):
 
 
 def test_the_composite_is_named_where_it_was_asked_for(monkeypatch):
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
-    assert selfcheck.path_line(torch.device("cpu")) == "path: grid_sample, because GROUNDINGDINO_MSDA=composite"
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", "off")
+    assert selfcheck.path_line(torch.device("cpu")) == "path: grid_sample, because GROUNDINGDINO_KERNELS says off"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")

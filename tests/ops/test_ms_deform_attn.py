@@ -98,9 +98,9 @@ def test_gradients_pass_gradcheck(function):
     assert torch.autograd.gradcheck(lambda v, at, w: function(v, shapes, at, w), leaves)
 
 
-@pytest.mark.parametrize("backend", ["auto", "composite"])
+@pytest.mark.parametrize("backend", ["auto", "off"])
 def test_both_operators_pass_opcheck(backend, monkeypatch):
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", backend)
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", backend)
     value, shapes, locations, weights = arguments(CASES["thirteen_channels"], torch.float32)
     out = ms_deform_attn(value, shapes, locations, weights)
     backward = (upstream(out), value, flat(shapes), locations, weights)
@@ -126,9 +126,9 @@ def test_half_precision_values_are_sampled_in_float32(dtype):
 def test_autocast_does_not_lower_the_precision():
     value, shapes, locations, weights = arguments(CASES["as_in_the_decoder"], torch.float32)
     expected = output_and_gradients(ms_deform_attn, value, shapes, locations, weights)
-    for backend in ("auto", "composite"):
+    for backend in ("auto", "off"):
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
-            patch.setenv("GROUNDINGDINO_MSDA", backend)
+            patch.setenv("GROUNDINGDINO_KERNELS", backend)
             actual = output_and_gradients(ms_deform_attn, value, shapes, locations, weights)
         assert actual[0].dtype == torch.float32
         assert_same(actual, expected, TOLERANCE[torch.float32])
@@ -230,14 +230,14 @@ def test_arguments_that_do_not_fit_are_refused_with_their_sizes(change, message)
 
 def test_the_environment_can_ask_for_the_composite(monkeypatch):
     value, shapes, locations, weights = arguments(CASES["as_in_the_decoder"], torch.float32)
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", "composite")
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", "off")
     expected = ms_deform_attn_reference(value, shapes, locations, weights)
     assert torch.equal(ms_deform_attn(value, shapes, locations, weights), expected)
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", "cuda")
-    with pytest.raises(ValueError, match="GROUNDINGDINO_MSDA='cuda'.*auto, aclnn, composite"):
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="GROUNDINGDINO_KERNELS='cuda'.*auto, require, off"):
         ms_deform_attn(*arguments(CASES["one_point"]))
 
 

@@ -253,9 +253,9 @@ def call_npu(case: Case) -> list[torch.Tensor]:
     return [output, *npu._backward(grad, value, flat(case), locations, weights)]
 
 
-@pytest.mark.parametrize(("backend", "calls"), [("auto", 1), ("aclnn", 1), ("composite", 0)])
+@pytest.mark.parametrize(("backend", "calls"), [("auto", 1), ("require", 1), ("off", 0)])
 def test_the_environment_chooses_the_path(fresh_choice, monkeypatch, backend, calls):
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", backend)
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", backend)
     before = fresh_choice.fake_forward_calls(), fresh_choice.fake_backward_calls()
     for ours, theirs in zip(call_npu(BASE), npu_cases.truth(BASE, *BASE.tensors()), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)  # the composite sums in float32
@@ -263,20 +263,20 @@ def test_the_environment_chooses_the_path(fresh_choice, monkeypatch, backend, ca
 
 
 def test_auto_sends_what_the_pair_cannot_do_to_the_composite_with_one_warning(fresh_choice, monkeypatch):
-    monkeypatch.delenv("GROUNDINGDINO_MSDA", raising=False)
+    monkeypatch.delenv("GROUNDINGDINO_KERNELS", raising=False)
     case = replace(BASE, C=264, M=1)
     with pytest.warns(UserWarning, match="264 channels a head, the most is 256") as caught:
         results = call_npu(case)
     assert len(caught) == 1
     for ours, theirs in zip(results, npu_cases.truth(case, *case.tensors()), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4)
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", "aclnn")
-    with pytest.raises(RuntimeError, match="GROUNDINGDINO_MSDA=aclnn, but 264 channels"):
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", "require")
+    with pytest.raises(RuntimeError, match="requires the kernel of ms_deform_attn, but 264 channels"):
         call_npu(case)
 
 
 def test_without_the_built_binding_one_warning_says_how_to_build_it(fresh_choice, monkeypatch):
-    monkeypatch.delenv("GROUNDINGDINO_MSDA", raising=False)
+    monkeypatch.delenv("GROUNDINGDINO_KERNELS", raising=False)
     monkeypatch.setattr(npu, "binding_file", lambda: None)
     with pytest.warns(UserWarning, match="the binding is not built; where torch_npu is installed, run `pip") as caught:
         call_npu(BASE)

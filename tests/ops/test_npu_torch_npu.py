@@ -133,9 +133,9 @@ def test_sizes_that_do_not_fit_and_mixed_devices_are_refused(device):
 @on_npu
 @pytest.mark.npu
 def test_the_aclnn_path_is_an_error_where_the_pair_cannot_compute_it(device, monkeypatch):
-    monkeypatch.setenv("GROUNDINGDINO_MSDA", "aclnn")
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", "require")
     value, locations, weights, _ = (t.to(device) for t in replace(BASE, C=264, M=1).tensors())
-    with pytest.raises(RuntimeError, match="GROUNDINGDINO_MSDA=aclnn, but 264 channels a head"):
+    with pytest.raises(RuntimeError, match="requires the kernel of ms_deform_attn, but 264 channels a head"):
         ms_deform_attn(value, BASE.shapes, locations, weights)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundingdino.ops.cpu_library import call, use_kernel, workspace_size
+from groundingdino.ops.cpu_library import call, has_cpu_kernel, workspace_size
 from groundingdino.ops.ms_deform_attn.op import check_arguments, pairs
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
 
@@ -57,7 +57,7 @@ def _sizes(value: Tensor, shapes: Sequence[int], locations: Tensor) -> tuple[int
 
 @torch.library.impl("groundingdino::ms_deform_attn", "cpu")
 def _forward_cpu(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    if use_kernel(value):
+    if has_cpu_kernel("ms_deform_attn", value):
         return forward(value, shapes, locations, weights)
     return ms_deform_attn_reference(value, pairs(shapes), locations, weights)
 
@@ -66,6 +66,6 @@ def _forward_cpu(value: Tensor, shapes: Sequence[int], locations: Tensor, weight
 def _backward_cpu(
     grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if use_kernel(value):
+    if has_cpu_kernel("ms_deform_attn", value):
         return backward(grad_output, value, shapes, locations, weights)
     return ms_deform_attn_backward_reference(grad_output, value, pairs(shapes), locations, weights)

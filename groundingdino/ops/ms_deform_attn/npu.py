@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from groundingdino.ops.ms_deform_attn.op import pairs, requested_backend
+from groundingdino.ops.ms_deform_attn.op import pairs
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
+from groundingdino.runtime.kernels import VARIABLE, kernel_mode
 
 HOW_TO_BUILD = "where torch_npu is installed, run `pip install --no-build-isolation -e .` in the repository"
 
@@ -53,14 +54,14 @@ def _warn_once(problem: str) -> None:
 
 
 def _uses_kernel(value: Tensor, locations: Tensor) -> bool:
-    backend = requested_backend()
-    if backend == "composite":
+    mode = kernel_mode("ms_deform_attn")
+    if mode == "off":
         return False
     problem = kernel_problem(value, locations)
     if problem is None:
         return True
-    if backend == "aclnn":
-        raise RuntimeError(f"GROUNDINGDINO_MSDA=aclnn, but {problem}")
+    if mode == "require":
+        raise RuntimeError(f"{VARIABLE} requires the kernel of ms_deform_attn, but {problem}")
     _warn_once(problem)
     return False
 

@@ -6,19 +6,18 @@ in `cpu.py`; a device without a kernel runs the composite of `reference.py`.
 Axes: B images, S image tokens, M heads, C channels a head, Q queries, L levels, P points.
 """
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
+from groundingdino.runtime.kernels import VARIABLE, kernel_mode
 
 SCHEMA = "(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor"
 BACKWARD_SCHEMA = (
     "(Tensor grad_output, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)"
 )
-BACKENDS = ("auto", "aclnn", "composite")
 
 
 def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -39,26 +38,13 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
     Raises:
         ValueError: if shapes, sizes or devices do not fit together.
 
-    `GROUNDINGDINO_MSDA` chooses the path: `auto` (the device's kernel where there is one), `aclnn` (an NPU has to use
-    its kernel), `composite` (grid_sample everywhere; the CPU's other kernels heed it, too).
+    `GROUNDINGDINO_KERNELS` chooses between the device's kernel and grid_sample; see `groundingdino.runtime.kernels`.
     """
     flat_shapes = [size for shape in shapes for size in shape]
     check_arguments(value, flat_shapes, locations, weights)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     out = torch.ops.groundingdino.ms_deform_attn(value.to(dtype), flat_shapes, locations.to(dtype), weights.to(dtype))
     return out.to(value.dtype)
-
-
-def requested_backend() -> str:
-    """`GROUNDINGDINO_MSDA`, one of BACKENDS.
-
-    Raises:
-        ValueError: if it is something else.
-    """
-    backend = os.environ.get("GROUNDINGDINO_MSDA", "auto")
-    if backend not in BACKENDS:
-        raise ValueError(f"GROUNDINGDINO_MSDA={backend!r}: set it to one of {', '.join(BACKENDS)}, or unset it")
-    return backend
 
 
 def pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
@@ -106,6 +92,8 @@ torch.library.define("groundingdino::ms_deform_attn_backward", BACKWARD_SCHEMA, 
 
 @torch.library.impl("groundingdino::ms_deform_attn", "default")
 def _composite(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    if kernel_mode("ms_deform_attn") == "require":
+        raise RuntimeError(f"{VARIABLE} requires the kernel of ms_deform_attn, but {value.device.type} has none")
     return ms_deform_attn_reference(value, pairs(shapes), locations, weights)
 
 
