@@ -96,8 +96,8 @@ class Side:
         height, width = inputs["photograph"].shape[1:]
         self.predictor.scale = min(height, width), max(height, width)  # as it is
         self.predictor.predict(inputs["photograph"], prompt)
-        pieces = prompt.resolved.pieces
-        return {"pieces": len(pieces), "first": pieces[1].first_label if len(pieces) > 1 else len(names)}
+        chunks = prompt.resolved.chunks
+        return {"pieces": len(chunks), "first": chunks[1].first_label if len(chunks) > 1 else len(names)}
 
     def matrix_work(self, inputs: Inputs, of: str, **arguments: Any) -> dict[str, float]:
         """Matrix FLOPs of the call `of`, deformable attention excluded; remembers the shapes for `matrix_rate`."""

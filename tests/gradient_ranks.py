@@ -110,6 +110,7 @@ def main(out: str) -> None:
         save_file(found, out)
     distributed.shutdown()
 
+
 def float32_batch() -> Batch:
     """Two images with one and two objects."""
     batch, _ = whole_batch((1, 2))

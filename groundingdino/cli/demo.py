@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from groundingdino.inference.predictor import EncodedImage, Limits, Predictor
+from groundingdino.inference.predictor import DetectionFilter, EncodedImage, Predictor
 from groundingdino.inference.prompts import Categories, Phrases, Prompt, Referring, Spans
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import comfortable_factor, draw_detections
@@ -64,7 +64,7 @@ class Answerer:
         self._predictor = predictor
         self._last: tuple[bytes, EncodedImage] | None = None
 
-    def __call__(self, image: Image.Image, prompt: Prompt, limits: Limits) -> Detections:
+    def __call__(self, image: Image.Image, prompt: Prompt, limits: DetectionFilter) -> Detections:
         """One image, one prompt."""
         content = image.tobytes() + str(image.size).encode()
         if self._last is None or self._last[0] != content:
@@ -97,7 +97,9 @@ def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
             if image is None:
                 raise ValueError("upload an image or pick a sample")
             prompt = prompt_of(mode, text, subject)
-            limits = Limits(0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k))
+            limits = DetectionFilter(
+                0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k)
+            )
             image = image.convert("RGB")
             found = answer(image, prompt, limits)
         except ValueError as error:

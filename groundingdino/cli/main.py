@@ -22,7 +22,7 @@ import tyro
 if TYPE_CHECKING:
     from PIL import Image
 
-    from groundingdino.inference.predictor import Limits, Predictor
+    from groundingdino.inference.predictor import DetectionFilter, Predictor
     from groundingdino.inference.prompts import Prompt
     from groundingdino.structures import Detections
 
@@ -151,11 +151,11 @@ def run_predict(command: Predict) -> int:
     from tqdm import tqdm
 
     prompt, paths = prompt_of(command), image_paths(command.images)
-    from groundingdino.inference.predictor import Limits, load_model
+    from groundingdino.inference.predictor import DetectionFilter, load_model
     from groundingdino.inference.results import to_json
     from groundingdino.inference.visualize import comfortable_factor, draw_detections
 
-    limits = Limits(command.threshold, command.top_k, command.nms, not command.nms_across_labels)
+    limits = DetectionFilter(command.threshold, command.top_k, command.nms, not command.nms_across_labels)
     checkpoint = find_checkpoint(command.checkpoint)
     predictor = load_model(checkpoint, command.device, command.precision, command.scale)
     pictures = _picture_paths(command.save, paths)
@@ -201,7 +201,7 @@ def _picture_paths(save: Path | None, paths: list[Path]) -> dict[Path, Path]:
 
 
 def _answers(
-    predictor: "Predictor", paths: list[Path], prompt: "Prompt", limits: "Limits", batch_size: int
+    predictor: "Predictor", paths: list[Path], prompt: "Prompt", limits: "DetectionFilter", batch_size: int
 ) -> Iterator[tuple[Path, "Image.Image | None", "Detections | ValueError"]]:
     """(path, image, detections), or (path, None, why not) where an image cannot be read."""
     from groundingdino.inputs.images import load_image

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from groundingdino import boxes as box_ops
+from groundingdino.inputs.images import ImageGeometry
 
 
 def category_scores(logits: Tensor, positive_map: Tensor) -> Tensor:
@@ -48,18 +49,17 @@ def top_detections(scores: Tensor, boxes: Tensor, top_k: int) -> tuple[Tensor, T
     return boxes[query], best.values, best.indices % categories
 
 
-def to_image_frame(boxes: Tensor, size: tuple[int, int], scale_factor: tuple[float, float]) -> Tensor:
-    """Boxes as the detector gives them -> pixels of the original image.
+def to_image_frame(boxes: Tensor, geometry: ImageGeometry) -> Tensor:
+    """The boxes in pixels of the original image; clipped to the resized image before the scale is undone, as in mmdet.
 
     Args:
         boxes: (..., 4) cxcywh in [0, 1] of the resized image.
-        size: (height, width) of the resized image.
-        scale_factor: resized / original, (x, y).
+        geometry: how the image was resized.
 
     Returns:
-        (..., 4) xyxy; clipped to the resized image before the scale is undone, as in mmdet.
+        (..., 4) xyxy.
     """
-    height, width = size
+    height, width = geometry.size
     extent = boxes.new_tensor([width, height, width, height])
     corners = (box_ops.cxcywh_to_xyxy(boxes) * extent).clamp(min=0)
-    return torch.minimum(corners, extent) / boxes.new_tensor([*scale_factor, *scale_factor])
+    return torch.minimum(corners, extent) / boxes.new_tensor([*geometry.scale_factor, *geometry.scale_factor])

@@ -3,8 +3,8 @@
 Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.model_file import image_scale, load_detector
-from groundingdino.inference import postprocess
+from groundingdino.inference.engine import (
+    TOP_K_PER_CAPTION,
+    EncodedImage,
+    EncodedPrompt,
+    Engine,
+    RankedBoxes,
+)
 from groundingdino.inference.prompts import (
     Categories,
     Phrases,
-    Piece,
     Prompt,
     Referring,
     ResolvedPrompt,
@@ -25,46 +30,18 @@ from groundingdino.inference.prompts import (
     Spans,
     resolve,
 )
-from groundingdino.inputs.images import (
-    DEFAULT_SCALE,
-    ImageGeometry,
-    collate_images,
-    each_image,
-    is_one_image,
-    load_image,
-    resize_for_inference,
-)
-from groundingdino.inputs.text import collate_text, default_tokenizer
+from groundingdino.inputs.images import DEFAULT_SCALE, each_image, is_one_image, load_image, resize_for_inference
+from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model.detector import GroundingDINO
-from groundingdino.model.feature_enhancer import ImageTokens
 from groundingdino.runtime import devices
-from groundingdino.structures import Detections, ImageBatch, TextBatch, to_device
+from groundingdino.structures import Detections
 
 THRESHOLD = 0.3  # default of every mode but referring
-TOP_K_PER_CAPTION = 300  # mmdet's cut, for each piece of a category list
-CAPTIONS_AT_ONCE = 16  # in the text half: mostly a few words, and reading BERT takes longer than computing with it
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """The image half of one image, on the model's device; takes an image's place in any call."""
-
-    tokens: ImageTokens  # of the batch that it was encoded in
-    row: int
-    geometry: ImageGeometry
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt with its text half, on the model's device; takes a prompt's place in any call."""
-
-    resolved: ResolvedPrompt
-    features: tuple[Tensor, ...]  # (T, D), one a piece
-
-
-@dataclass(frozen=True)
-class Limits:
+class DetectionFilter:
     """Which detections are kept: threshold, then NMS, then the best."""
 
     threshold: float | None = None  # None: 0.3, and 0 for a referring sentence
@@ -98,9 +75,8 @@ def load_model(
         ValueError: one line about what is wrong with the file, the device or the precision.
     """
     chosen = devices.pick_device(device)
-    devices.configure(chosen)
     model = load_detector(path, chosen)
-    return Predictor(model, chosen, precision, scale or image_scale(path, DEFAULT_SCALE))
+    return Predictor(model, chosen, precision, scale or image_scale(path, DEFAULT_SCALE), name=str(path))
 
 
 class Predictor:
@@ -112,6 +88,7 @@ class Predictor:
         precision: "fp32"; "bf16" or "fp16", where the weights are cast, too: half the memory; "bf16-mixed" or
             "fp16-mixed", where they stay float32 and autocast picks the type operator by operator.
         scale: (short side, long side) in pixels that an image is resized to fit into.
+        name: what to call the model in messages, such as its checkpoint.
     Raises:
         ValueError: for an unknown precision.
     """
@@ -122,16 +99,16 @@ class Predictor:
         device: torch.device | None = None,
         precision: str = "fp32",
         scale: tuple[int, int] = DEFAULT_SCALE,
+        name: str = "the model",
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
         self.device = next(model.parameters()).device if device is None else device
         base, _, mixed = precision.partition("-")
-        self._autocast = base if mixed else "fp32"
-        self._dtype = torch.float32 if mixed else devices.PRECISIONS[base]
-        self.model = model.eval().to(self.device, self._dtype)
+        dtype = torch.float32 if mixed else devices.PRECISIONS[base]
+        self.model = model.eval().to(self.device, dtype)
         self.scale = scale
-        self.pairs_at_once = devices.pairs_at_once(self.device)
+        self.engine = Engine(self.model, self.device, autocast=base if mixed else "fp32", name=name)
         self.tokenizer = default_tokenizer()
 
     def __call__(self, images: Any, prompts: Any = None, **options: Any) -> Detections | list[Detections]:
@@ -177,28 +154,28 @@ class Predictor:
         Raises:
             ValueError: what was wrong with an image, a prompt or an option, and what to do.
         """
-        limits = Limits(threshold, top_k, nms, nms_per_label)
+        keep = DetectionFilter(threshold, top_k, nms, nms_per_label)
         if prompts is None:
             prompts = _named_prompt(categories, phrases, spans, referring, scoring)
         elif not (categories is phrases is spans is referring is None):
             raise ValueError("give prompts or one of categories, phrases, spans, referring, not both")
         single = is_one_image(images)
-        found = list(self.stream(images, prompts, limits, batch_size))
+        found = list(self.stream(images, prompts, keep, batch_size))
         return found[0] if single else found
 
     def stream(
         self,
         images: Any,
         prompts: Prompt | EncodedPrompt | Sequence[Prompt | EncodedPrompt],
-        limits: Limits | None = None,
+        keep: DetectionFilter | None = None,
         batch_size: int = 1,
     ) -> Iterator[Detections]:
         """`predict` for any number of images, one batch at a time: images are opened when they are needed."""
-        limits = limits or Limits()
+        keep = keep or DetectionFilter()
         if isinstance(prompts, Prompt | EncodedPrompt):
             (encoded,) = self._encode_prompts([prompts])
             for group in self._groups(images, batch_size):
-                yield from self._detect(group, [(row, encoded) for row in range(len(group))], limits)
+                yield from self._detect([(image, encoded) for image in group], keep)
             return
         if not isinstance(prompts, Sequence) or isinstance(prompts, str):
             raise ValueError(f"a prompt is Categories, Phrases, Spans or Referring, got {prompts!r}")
@@ -208,7 +185,7 @@ class Predictor:
             used += len(group)
             if len(own) < len(group):
                 raise ValueError(f"{len(prompts)} prompts for more images: give one prompt, or one for each image")
-            yield from self._detect(group, list(enumerate(own)), limits)
+            yield from self._detect(list(zip(group, own, strict=True)), keep)
         if used != len(prompts):
             raise ValueError(f"{len(prompts)} prompts for {used} images: give one prompt, or one for each image")
 
@@ -224,12 +201,12 @@ class Predictor:
         batch_size: int = 1,
     ) -> list[list[Detections]]:
         """Every prompt on every image: result[image][prompt]. Options as in `predict`."""
-        limits = Limits(threshold, top_k, nms, nms_per_label)
+        keep = DetectionFilter(threshold, top_k, nms, nms_per_label)
         encoded = self._encode_prompts(prompts)
         results: list[list[Detections]] = []
         for group in self._groups(images, batch_size):
-            pairs = [(row, prompt) for row in range(len(group)) for prompt in encoded]
-            found = iter(self._detect(group, pairs, limits))
+            pairs = [(image, prompt) for image in group for prompt in encoded]
+            found = iter(self._detect(pairs, keep))
             results += [list(islice(found, len(encoded))) for _ in group]
         return results
 
@@ -258,62 +235,22 @@ class Predictor:
         if waiting:
             yield self._encode_images(waiting)
 
-    @torch.no_grad()
-    def _encode_images(self, images: Iterable[Any]) -> list[EncodedImage]:
-        resized = [resize_for_inference(load_image(image), self.scale) for image in images]
-        batch = to_device(collate_images([image.pixels for image in resized]), self.device)
-        tokens = self._encode_batch(batch)
-        return [EncodedImage(tokens, row, image.geometry) for row, image in enumerate(resized)]
+    def _encode_images(self, images: Sequence[Any]) -> list[EncodedImage]:
+        return self.engine.encode_images([resize_for_inference(load_image(image), self.scale) for image in images])
 
-    def _encode_batch(self, batch: ImageBatch) -> ImageTokens:
-        with devices.autocast(self.device, self._autocast):
-            return self.model.encode_image(replace(batch, pixels=batch.pixels.to(self._dtype)))
-
-    @torch.no_grad()
     def _encode_prompts(self, prompts: Sequence[Prompt | EncodedPrompt]) -> list[EncodedPrompt]:
-        """Each distinct caption runs through the text half once."""
         limit = self.model.config.max_tokens
-        resolved = [p.resolved if isinstance(p, EncodedPrompt) else resolve(p, self.tokenizer, limit) for p in prompts]
-        new = [r for p, r in zip(prompts, resolved, strict=True) if not isinstance(p, EncodedPrompt)]
-        captions = {piece.caption.token_ids: piece.caption for prompt in new for piece in prompt.pieces}
-        features: dict[tuple[int, ...], Tensor] = {}
-        remaining = iter(captions.items())
-        while group := list(islice(remaining, CAPTIONS_AT_ONCE)):
-            batch = to_device(collate_text([caption for _, caption in group], limit), self.device)
-            with devices.autocast(self.device, self._autocast):
-                encoded = self.model.encode_text(batch)  # (B, T, D)
-            features.update({ids: row[: len(ids)] for (ids, _), row in zip(group, encoded, strict=True)})
-        return [
-            p if isinstance(p, EncodedPrompt)
-            else EncodedPrompt(r, tuple(features[piece.caption.token_ids] for piece in r.pieces))
-            for p, r in zip(prompts, resolved, strict=True)
-        ]  # fmt: skip
+        new = [resolve(p, self.tokenizer, limit) for p in prompts if not isinstance(p, EncodedPrompt)]
+        encoded = iter(self.engine.encode_prompts(new))
+        return [p if isinstance(p, EncodedPrompt) else next(encoded) for p in prompts]
 
-    @torch.no_grad()
     def _detect(
-        self, images: list[EncodedImage], pairs: list[tuple[int, EncodedPrompt]], limits: Limits
+        self, pairs: Sequence[tuple[EncodedImage, EncodedPrompt]], keep: DetectionFilter
     ) -> Iterator[Detections]:
-        """One answer a pair (index of the image, prompt), in order. Pieces of all prompts share the passes."""
-        tokens = images[0].tokens
-        work = [
-            (pair, row, piece, features)
-            for pair, (row, prompt) in enumerate(pairs)
-            for piece, features in zip(prompt.resolved.pieces, prompt.features, strict=True)
-        ]
-        keep = max(TOP_K_PER_CAPTION, limits.top_k or 0)
-        parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in pairs]
-        for start in range(0, len(work), self.pairs_at_once):
-            batch = work[start : start + self.pairs_at_once]
-            captions = [piece.caption for _, _, piece, _ in batch]
-            text = to_device(collate_text(captions, self.model.config.max_tokens), self.device)
-            features = _padded([feature for *_, feature in batch], text)
-            with devices.autocast(self.device, self._autocast):
-                output = self.model.detect(tokens.take([images[row].row for _, row, _, _ in batch]), features, text)
-            logits, boxes = output.layers[-1].logits.float(), output.layers[-1].boxes.float()
-            for index, (pair, row, piece, _) in enumerate(batch):
-                parts[pair].append(_piece_detections(logits[index], boxes[index], piece, images[row].geometry, keep))
-        for found, (_, prompt) in zip(parts, pairs, strict=True):
-            yield _detections(found, prompt.resolved, limits)
+        """One `Detections` for each pair, in order."""
+        per_caption = max(TOP_K_PER_CAPTION, keep.top_k or 0)
+        for ranked, (_, prompt) in zip(self.engine.rank(pairs, per_caption), pairs, strict=True):
+            yield filter_detections(ranked, prompt.resolved, keep)
 
 
 def _named_prompt(
@@ -336,50 +273,29 @@ def _named_prompt(
     return Referring(referring, scoring)
 
 
-def _padded(features: Sequence[Tensor], text: TextBatch) -> Tensor:
-    """(T_i, D) each -> (B, T, D) with zeros behind."""
-    padded = features[0].new_zeros(*text.token_ids.shape, features[0].shape[1])
-    for row, feature in zip(padded, features, strict=True):
-        row[: len(feature)] = feature
-    return padded
-
-
-def _piece_detections(
-    logits: Tensor, boxes: Tensor, piece: Piece, geometry: ImageGeometry, keep: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (Q, T), boxes (Q, 4) -> boxes (K, 4) in the image's pixels, scores (K,), labels (K,), on the CPU."""
-    logits = logits[:, : len(piece.caption.token_ids)]
-    if piece.positive_map is None:
-        scores = postprocess.referring_scores(logits)
-    else:
-        scores = postprocess.category_scores(logits, piece.positive_map.to(logits.device))
-    placed = postprocess.to_image_frame(boxes, geometry.size, geometry.scale_factor)
-    found, scores, labels = postprocess.top_detections(scores, placed, keep)
-    return found.cpu(), scores.cpu(), labels.cpu() + piece.first_label
-
-
-def _detections(parts: Sequence[tuple[Tensor, Tensor, Tensor]], prompt: ResolvedPrompt, limits: Limits) -> Detections:
-    boxes, scores, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    order = scores.argsort(descending=True, stable=True)
-    threshold = limits.threshold
+def filter_detections(ranked: RankedBoxes, prompt: ResolvedPrompt, keep: DetectionFilter) -> Detections:
+    """The boxes that a filter keeps, with the names of their labels."""
+    boxes, scores, labels = ranked.boxes, ranked.scores, ranked.labels
+    threshold = keep.threshold
     if threshold is None:
         threshold = 0.0 if prompt.one_object else THRESHOLD
-    order = order[scores[order] >= threshold]
-    if limits.nms is not None:
-        order = order[_suppress(boxes[order], scores[order], labels[order], limits.nms, limits.nms_per_label)]
-    top_k = 1 if limits.top_k is None and prompt.one_object else limits.top_k
-    order = order[:top_k]
-    chosen = labels[order].tolist()
+    rows = (scores >= threshold).nonzero()[:, 0]
+    if keep.nms is not None:
+        rows = rows[_suppress(boxes[rows], scores[rows], labels[rows], keep.nms, keep.nms_per_label)]
+    top_k = 1 if keep.top_k is None and prompt.one_object else keep.top_k
+    rows = rows[:top_k]
+    found = labels[rows].tolist()
     return Detections(
-        boxes=boxes[order],
-        scores=scores[order],
-        labels=labels[order],
-        names=tuple(prompt.names[label] for label in chosen),
-        spans=None if prompt.spans is None else tuple(prompt.spans[label] for label in chosen),
+        boxes=boxes[rows],
+        scores=scores[rows],
+        labels=labels[rows],
+        names=tuple(prompt.names[label] for label in found),
+        spans=None if prompt.spans is None else tuple(prompt.spans[label] for label in found),
     )
 
 
 def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, per_label: bool) -> Tensor:
+    """Rows that non-maximum suppression keeps, best first."""
     from torchvision.ops import batched_nms, nms  # a second's import that few calls need
 
     return batched_nms(boxes, scores, labels, iou) if per_label else nms(boxes, scores, iou)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from groundingdino.inputs import noun_phrases, text
@@ -20,10 +21,12 @@ class Categories:
     """Any number of names, each looked for by itself; label = index in the list, also where two names are equal.
 
     A single string must separate them by ".", as in "cat . remote control ."; "." and "?" inside a name of a list
-    split that name's attention, as in mmdet.
+    split that name's attention, as in mmdet. A list that is too long for one caption is split into several: as many
+    names as fit, or at most `names_per_caption` (mmdet's `chunked_size`: 40 in its LVIS figures).
     """
 
     names: Sequence[str] | str
+    names_per_caption: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,55 +62,91 @@ Prompt = Categories | Phrases | Spans | Referring
 
 
 @dataclass(frozen=True)
-class Piece:
+class CaptionChunk:
     """One caption for the detector: a whole prompt, or the part of a category list that fits into one caption."""
 
     caption: text.EncodedCaption
     positive_map: Tensor | None  # (C, T) bool; None = the best of all tokens
-    first_label: int  # of this piece's C
+    first_label: int  # of this caption's C
 
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
     """A prompt as captions and token sets."""
 
-    pieces: tuple[Piece, ...]
+    chunks: tuple[CaptionChunk, ...]
     names: tuple[str, ...]  # one a label
     spans: tuple[text.Spans, ...] | None  # one a label, in phrase and span mode
     one_object: bool  # whether exactly one object is described
 
 
-def resolve(prompt: Prompt, tokenizer: text.CaptionTokenizer, max_tokens: int = text.MAX_TOKENS) -> ResolvedPrompt:
-    """Tokenise a prompt; a category list is split into as many captions as its tokens need.
+def resolve(
+    prompt: Prompt, tokenizer: text.CaptionTokenizer, max_tokens: int = text.MAX_TOKENS, *, strict: bool = True
+) -> ResolvedPrompt:
+    """The prompt's captions and token sets; a category list becomes as many captions as its tokens need.
 
+    Args:
+        strict: refuse what cannot be answered in full. False is for evaluation, where every annotation counts: as in
+            mmdet a caption that is too long is cut off, and an object without a word in it scores 0.
     Raises:
         ValueError: nothing to look for, a span without a word, or a name or caption that exceeds `max_tokens`.
     """
     if isinstance(prompt, Categories):
         return _resolve_categories(prompt, tokenizer, max_tokens)
+    encode = _Encoder(tokenizer, max_tokens, strict)
     if isinstance(prompt, Phrases):
-        found = noun_phrases.phrase_prompt(_checked(prompt.caption), prompt.tagger)
-        return _resolve_spans(found, tokenizer, max_tokens)
+        return _resolve_spans(noun_phrases.phrase_prompt(encode.checked(prompt.caption), prompt.tagger), encode)
     if isinstance(prompt, Spans):
-        return _resolve_spans(_span_prompt(prompt), tokenizer, max_tokens)
+        return _resolve_spans(_span_prompt(prompt, encode), encode)
     if isinstance(prompt, Referring):
-        return _resolve_referring(prompt, tokenizer, max_tokens)
+        return _resolve_referring(prompt, encode)
     raise ValueError(f"a prompt is Categories, Phrases, Spans or Referring, got {type(prompt).__name__}: {prompt!r}")
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Caption -> tokens, by the rules of one call of `resolve`."""
+
+    tokenizer: text.CaptionTokenizer
+    max_tokens: int
+    strict: bool
+
+    def checked(self, caption: str) -> str:
+        if not isinstance(caption, str) or (self.strict and not caption.strip(" .?")):
+            raise ValueError(f"the caption is empty: {caption!r}")
+        return caption
+
+    def __call__(self, caption: str) -> text.EncodedCaption:
+        encoded = self.tokenizer.encode(caption)
+        count = len(encoded.token_ids)
+        if count > self.max_tokens and self.strict:
+            raise ValueError(
+                f"the caption is {count} tokens long, the model reads {self.max_tokens}; shorten it, or pass "
+                f"a list of categories, which is split: {caption[:60]!r}..."
+            )
+        return encoded
+
+    def chunk(self, encoded: text.EncodedCaption, positive_map: Tensor | None) -> CaptionChunk:
+        """The only caption of a prompt; `positive_map` is of the whole of it."""
+        kept = text.truncate(encoded, self.max_tokens)
+        if positive_map is not None:
+            positive_map = positive_map[:, : len(kept.token_ids)]
+        return CaptionChunk(kept, positive_map, 0)
 
 
 def _resolve_categories(prompt: Categories, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
     names = text.split_names(prompt.names) if isinstance(prompt.names, str) else list(prompt.names)
     text.category_prompt(names)  # refuses empty lists and names by themselves, before they are counted
-    pieces = []
-    for part in text.split_by_tokens(names, tokenizer, max_tokens):
+    chunks = []
+    for part in text.split_by_tokens(names, tokenizer, max_tokens, prompt.names_per_caption):
         asked = text.category_prompt([names[index] for index in part])
         caption = tokenizer.encode(asked.caption)
-        pieces.append(Piece(caption, text.positive_map(caption, asked.spans, len(caption.token_ids)), part.start))
-    return ResolvedPrompt(tuple(pieces), tuple(names), None, one_object=False)
+        chunks.append(CaptionChunk(caption, text.positive_map(caption, asked.spans), part.start))
+    return ResolvedPrompt(tuple(chunks), tuple(names), None, one_object=False)
 
 
-def _span_prompt(prompt: Spans) -> text.Prompt:
-    caption = _checked(prompt.caption)
+def _span_prompt(prompt: Spans, encode: _Encoder) -> text.Prompt:
+    caption = encode.checked(prompt.caption)
     if not prompt.spans:
         raise ValueError("no spans: give one list of [start, end) per object")
     for pieces in prompt.spans:
@@ -119,44 +158,28 @@ def _span_prompt(prompt: Spans) -> text.Prompt:
     return text.Prompt(text.finish_caption(caption), spans, names)
 
 
-def _resolve_spans(asked: text.Prompt, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
-    caption = _encoded(asked.caption, tokenizer, max_tokens)
-    tokens = text.positive_map(caption, asked.spans, len(caption.token_ids))
+def _resolve_spans(asked: text.Prompt, encode: _Encoder) -> ResolvedPrompt:
+    caption = encode(asked.caption)
+    tokens = text.positive_map(caption, asked.spans)
     for name, spans, row in zip(asked.names, asked.spans, tokens, strict=True):
-        if not row.any():
+        if encode.strict and not row.any():
             raise ValueError(f"spans {list(spans)} ({name!r}) of {asked.caption!r} hold no word")
-    return ResolvedPrompt((Piece(caption, tokens, 0),), asked.names, asked.spans, one_object=False)
+    return ResolvedPrompt((encode.chunk(caption, tokens),), asked.names, asked.spans, one_object=False)
 
 
-def _resolve_referring(prompt: Referring, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
+def _resolve_referring(prompt: Referring, encode: _Encoder) -> ResolvedPrompt:
     if prompt.scoring not in SCORINGS:
         raise ValueError(f"unknown scoring {prompt.scoring!r}: use one of {', '.join(SCORINGS)}")
-    sentence = text.finish_caption(_checked(prompt.sentence))
-    caption = _encoded(sentence, tokenizer, max_tokens)
-    tokens = None
-    if prompt.scoring == "subject":
-        tokens = subject_map(sentence, caption, len(caption.token_ids))
-    return ResolvedPrompt((Piece(caption, tokens, 0),), (prompt.sentence,), None, one_object=True)
+    sentence = text.finish_caption(encode.checked(prompt.sentence))
+    caption = encode(sentence)
+    tokens = subject_map(sentence, caption) if prompt.scoring == "subject" else None
+    if tokens is not None and not tokens[:, : encode.max_tokens].any():
+        tokens = None  # no word of the subject in reach: the best token counts
+    return ResolvedPrompt((encode.chunk(caption, tokens),), (prompt.sentence,), None, one_object=True)
 
 
-def subject_map(caption: str, encoded: text.EncodedCaption, num_tokens: int) -> Tensor:
-    """(1, num_tokens) bool, True at the tokens of the phrase that a sentence is about; for `category_scores`."""
-    result = text.positive_map(encoded, [], num_tokens).new_zeros(1, num_tokens)
-    result[0, [token for token in noun_phrases.subject_tokens(caption, encoded) if token < num_tokens]] = True
+def subject_map(caption: str, encoded: text.EncodedCaption) -> Tensor:
+    """(1, T) bool, True at the tokens of the phrase that a sentence is about."""
+    result = torch.zeros(1, len(encoded.token_ids), dtype=torch.bool)
+    result[0, noun_phrases.subject_tokens(caption, encoded)] = True
     return result
-
-
-def _checked(caption: str) -> str:
-    if not isinstance(caption, str) or not caption.strip(" .?"):
-        raise ValueError(f"the caption is empty: {caption!r}")
-    return caption
-
-
-def _encoded(caption: str, tokenizer: text.CaptionTokenizer, max_tokens: int) -> text.EncodedCaption:
-    encoded = tokenizer.encode(caption)
-    if len(encoded.token_ids) > max_tokens:
-        raise ValueError(
-            f"the caption is {len(encoded.token_ids)} tokens long, the model reads {max_tokens}; shorten it, or pass "
-            f"a list of categories, which is split: {caption[:60]!r}..."
-        )
-    return encoded

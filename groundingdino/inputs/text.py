@@ -35,7 +35,7 @@ Spans = tuple[Span, ...]  # what names one object; may be in pieces
 
 @dataclass(frozen=True)
 class EncodedCaption:
-    """One tokenised caption, never truncated."""
+    """One tokenised caption."""
 
     token_ids: tuple[int, ...]  # [CLS] ... [SEP]
     offsets: tuple[Span, ...]  # the characters of each token; (0, 0) for [CLS] and [SEP]
@@ -130,14 +130,18 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def split_by_tokens(names: Sequence[str], tokenizer: CaptionTokenizer, max_tokens: int = MAX_TOKENS) -> list[range]:
-    """Consecutive index ranges of `names` whose `category_prompt` each fits into `max_tokens`.
+def split_by_tokens(
+    names: Sequence[str], tokenizer: CaptionTokenizer, max_tokens: int = MAX_TOKENS, most: int | None = None
+) -> list[range]:
+    """Consecutive index ranges of `names` whose `category_prompt` each fits into `max_tokens`, `most` names in each.
 
     A name costs its own tokens and one ".", a prompt [CLS] and [SEP].
 
     Raises:
         ValueError: naming a category that does not fit alone, or that holds no token at all.
     """
+    if most is not None and most < 1:
+        raise ValueError(f"{most} names in a caption: at least 1")
     budget = max_tokens - 2
     starts, used = [0], 0
     for index, name in enumerate(names):
@@ -146,7 +150,7 @@ def split_by_tokens(names: Sequence[str], tokenizer: CaptionTokenizer, max_token
             raise ValueError(f"category {name!r} holds no token; rename it")
         if own + 1 > budget:
             raise ValueError(f"category {name!r} is {own} tokens long; a prompt holds {budget - 1}. Shorten the name")
-        if used + own + 1 > budget:
+        if used + own + 1 > budget or index - starts[-1] == most:
             starts.append(index)
             used = 0
         used += own + 1
@@ -183,16 +187,26 @@ def tokens_of_spans(encoded: EncodedCaption, spans: Sequence[Sequence[Sequence[i
     return sets
 
 
-def positive_map(encoded: EncodedCaption, spans: Sequence[Sequence[Sequence[int]]], num_tokens: int) -> Tensor:
-    """(N, num_tokens) bool, True where a token names the object; tokens past `num_tokens` are left out."""
+def positive_map(
+    encoded: EncodedCaption, spans: Sequence[Sequence[Sequence[int]]], num_tokens: int | None = None
+) -> Tensor:
+    """(N, num_tokens) bool, True where a token names the object; tokens past `num_tokens` are left out.
+
+    num_tokens: default is the caption's length.
+    """
+    num_tokens = len(encoded.token_ids) if num_tokens is None else num_tokens
     result = torch.zeros(len(spans), num_tokens, dtype=torch.bool)
     for row, tokens in zip(result, tokens_of_spans(encoded, spans), strict=True):
         row[[token for token in tokens if token < num_tokens]] = True
     return result
 
 
-def _truncate(token_ids: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
-    return token_ids if len(token_ids) <= max_tokens else (*token_ids[: max_tokens - 1], token_ids[-1])
+def truncate(encoded: EncodedCaption, max_tokens: int) -> EncodedCaption:
+    """The caption with its first tokens and [SEP], `max_tokens` in all; itself where it is no longer, as in mmdet."""
+    if len(encoded.token_ids) <= max_tokens:
+        return encoded
+    ids, offsets = encoded.token_ids, encoded.offsets
+    return EncodedCaption((*ids[: max_tokens - 1], ids[-1]), (*offsets[: max_tokens - 1], offsets[-1]))
 
 
 def collate_text(encoded: Sequence[EncodedCaption], max_tokens: int = MAX_TOKENS) -> TextBatch:
@@ -200,7 +214,7 @@ def collate_text(encoded: Sequence[EncodedCaption], max_tokens: int = MAX_TOKENS
 
     The predictor never lets a caption be truncated; training may.
     """
-    rows = [_truncate(caption.token_ids, max_tokens) for caption in encoded]
+    rows = [truncate(caption, max_tokens).token_ids for caption in encoded]
     T = max(len(row) for row in rows)
     token_ids = torch.tensor([row + (PAD_ID,) * (T - len(row)) for row in rows])  # (B, T)
     lengths = torch.tensor([len(row) for row in rows])

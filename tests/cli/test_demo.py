@@ -11,7 +11,7 @@ from PIL import Image
 
 from groundingdino.cli import demo
 from groundingdino.cli.demo import Answerer, bracketed, build_page, prompt_of
-from groundingdino.inference.predictor import Limits, Predictor
+from groundingdino.inference.predictor import DetectionFilter, Predictor
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import draw_detections
@@ -60,10 +60,10 @@ def test_the_image_half_runs_once_for_questions_about_one_image(predictor, photo
     monkeypatch.setattr(predictor, "encode_image", lambda image: encoded.append(image) or original(image))
     answer = Answerer(predictor)
     image = Image.open(photo).convert("RGB")
-    first = answer(image, Referring("a man"), Limits())
-    again = answer(image.copy(), Referring("a man"), Limits())
+    first = answer(image, Referring("a man"), DetectionFilter())
+    again = answer(image.copy(), Referring("a man"), DetectionFilter())
     assert len(encoded) == 1 and np.array_equal(first.boxes, again.boxes)
-    answer(image.resize((50, 40)), Referring("a man"), Limits())
+    answer(image.resize((50, 40)), Referring("a man"), DetectionFilter())
     assert len(encoded) == 2
 
 

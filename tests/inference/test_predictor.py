@@ -11,9 +11,10 @@ from golden_cases import image_batch, load_case, tiny_model
 from PIL import Image
 
 from groundingdino.checkpoints.model_file import SCALE_KEY, save_detector
-from groundingdino.inference.predictor import EncodedImage, Predictor, load_model
+from groundingdino.inference.engine import EncodedImage
+from groundingdino.inference.predictor import Predictor, load_model
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans, resolve
-from groundingdino.inputs.images import ImageGeometry
+from groundingdino.inputs.images import ImageGeometry, load_image, resize_for_inference
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model import decoder
 from groundingdino.structures import Detections
@@ -28,7 +29,7 @@ EVERYTHING = {"threshold": 0.0, "top_k": 1_000_000}
 @pytest.fixture(scope="module")
 def predictor():
     predictor = Predictor(tiny_model(), scale=SCALE)
-    predictor.pairs_at_once = 4  # as on an accelerator, so that images and captions are padded to each other
+    predictor.engine.pairs_per_pass = 4  # as on an accelerator, so that images and captions are padded to each other
     return predictor
 
 
@@ -255,18 +256,18 @@ def test_fewer_prompts_than_images_are_refused(predictor, photo):
 # ---- any number of categories
 
 
-def test_1203_categories_equal_the_concatenation_of_their_pieces(predictor, photo, calls):
+def test_1203_categories_equal_the_concatenation_of_their_chunks(predictor, photo, calls):
     words = ["red", "wooden", "small", "cat", "chair", "umbrella", "zebra", "remote", "bottle", "skateboard"]
     names = [f"{random.Random(i).choice(words)} {words[i % 10]} thing_{i}" for i in range(1203)]
     prompt = predictor.encode_prompt(Categories(names))
-    pieces = prompt.resolved.pieces
-    assert len(pieces) > 20 and calls["captions"] == len(pieces)
-    assert max(len(piece.caption.token_ids) for piece in pieces) <= 256
+    chunks = prompt.resolved.chunks
+    assert len(chunks) > 20 and calls["captions"] == len(chunks)
+    assert max(len(chunk.caption.token_ids) for chunk in chunks) <= 256
     encoded = predictor.encode_image(photo)
     whole = predictor.predict(encoded, prompt, **EVERYTHING)
     assert torch.isfinite(whole.scores).all() and torch.isfinite(whole.boxes).all()
-    assert len(whole.scores) > 300 * len(pieces) and whole.labels.max() > 1190
-    starts = [piece.first_label for piece in pieces] + [len(names)]
+    assert len(whole.scores) > 300 * len(chunks) and whole.labels.max() > 1190
+    starts = [chunk.first_label for chunk in chunks] + [len(names)]
     alone = [
         predictor.predict(encoded, categories=names[start:end], **EVERYTHING)
         for start, end in zip(starts[:3], starts[1:4], strict=True)
@@ -439,7 +440,8 @@ def test_padding_reaches_an_image_through_backbone_windows_and_query_positions_o
     image = pixels.integers(0, 255, (128, 192, 3), dtype=np.uint8)  # multiples of the last stride
     taller = pixels.integers(0, 255, (256, 128, 3), dtype=np.uint8)
     alone = predictor.encode_image(image)
-    padded = next(predictor._groups([image, taller], 2))[0]
+    resized = [resize_for_inference(load_image(x), predictor.scale) for x in (image, taller)]
+    padded = predictor.engine.encode_images(resized)[0]
     real = padded.tokens.valid[0]
     assert real.sum() == alone.tokens.tokens.shape[1] < len(real)
     tokens = torch.randn_like(padded.tokens.tokens)
@@ -453,6 +455,6 @@ def test_padding_reaches_an_image_through_backbone_windows_and_query_positions_o
 
 def test_resolving_needs_no_model():
     resolved = resolve(Categories(["cat", "dog"]), default_tokenizer())
-    assert resolved.names == ("cat", "dog") and len(resolved.pieces) == 1
+    assert resolved.names == ("cat", "dog") and len(resolved.chunks) == 1
     with pytest.raises(ValueError, match="got str"):
         resolve("cat", default_tokenizer())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from groundingdino.config import BackboneConfig, swin_b, swin_l, swin_t
 from groundingdino.inference import postprocess
+from groundingdino.inputs.images import ImageGeometry
 from groundingdino.inputs.text import category_prompt, positive_map
 from groundingdino.model import build_detector
 from groundingdino.model.backbone import Kept, SwinBackbone, map_windows, shift_mask
@@ -102,7 +103,8 @@ def test_boxes_scores_and_labels_equal_mmdets_results(name, model):
             named = positive_map(tokenizer().encode(caption), spans_of(prompt), logits.shape[-1])
             scores = postprocess.category_scores(logits, named)
         boxes, scores, labels = postprocess.top_detections(scores, output.boxes[i], 30)
-        boxes = postprocess.to_image_frame(boxes, case["image_sizes_hw"][i], case["scale_factors_wh"][i])
+        geometry = ImageGeometry(tuple(case["image_sizes_hw"][i]), tuple(case["scale_factors_wh"][i]))
+        boxes = postprocess.to_image_frame(boxes, geometry)
         theirs = {key: golden[f"result.{i}.{key}"] for key in ("boxes", "scores", "labels")}
         assert largest_difference(scores, theirs["scores"]) < 1e-5
         # Entries whose scores differ by less than 1e-5 may swap places: every one of ours is among theirs.

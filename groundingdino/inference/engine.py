@@ -1,0 +1,227 @@
+"""Encoded images x resolved prompts -> ranked boxes. Every user of the model goes this way.
+
+    engine = Engine(model)
+    images = engine.encode_images([resize_for_inference(open_image(path))])
+    prompts = engine.encode_prompts([resolve(Categories(["cat", "dog"]), default_tokenizer())])
+    for ranked in engine.rank([(image, prompt) for image in images for prompt in prompts], keep=300):
+        ...
+
+An image is encoded once, whatever is asked about it; a caption is encoded once, however many images it is for.
+Axes: B images, T text tokens, D width, C labels of a caption, Q queries, K boxes kept.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from groundingdino.inference import postprocess
+from groundingdino.inference.prompts import CaptionChunk, ResolvedPrompt
+from groundingdino.inputs.images import ImageGeometry, ResizedImage, collate_images
+from groundingdino.inputs.text import collate_text
+from groundingdino.model.detector import GroundingDINO
+from groundingdino.model.feature_enhancer import ImageTokens
+from groundingdino.runtime import devices
+from groundingdino.structures import ImageBatch, TextBatch, to_device
+
+TOP_K_PER_CAPTION = 300  # mmdet's cut, for each chunk of a category list
+CAPTIONS_PER_PASS = 16  # of the text half: most are a few words, and reading BERT takes longer than computing with it
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The image half of one image, on the model's device."""
+
+    tokens: ImageTokens  # of the batch that it was encoded in
+    row: int
+    geometry: ImageGeometry
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt with its text half, on the model's device."""
+
+    resolved: ResolvedPrompt
+    features: tuple[Tensor, ...]  # (T, D), one a chunk
+    positive_maps: tuple[Tensor | None, ...]  # (C, T) bool, one a chunk; see `CaptionChunk`
+
+
+@dataclass(frozen=True)
+class RankedBoxes:
+    """The best boxes of one image for one prompt, on the CPU, best first."""
+
+    boxes: Tensor  # (K, 4) float32, xyxy in pixels of the original image
+    scores: Tensor  # (K,) float32 in [0, 1], falling
+    labels: Tensor  # (K,) int64, index into the prompt's names
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One caption for one image: a row of a pass."""
+
+    image: EncodedImage
+    chunk: CaptionChunk
+    features: Tensor  # (T, D)
+    positive_map: Tensor | None  # (C, T)
+    last: bool  # of its prompt
+
+
+class Engine:
+    """Runs the two halves of a model and the rest.
+
+    Args:
+        model: in eval mode, with its weights in the type that they are to be computed with.
+        device: where the model is; default is where its parameters are.
+        autocast: "fp32" for none, "bf16" or "fp16": float32 weights, and torch picks the type operator by operator.
+        pairs_per_pass: (image, caption) pairs that run together; default is what suits the device.
+        name: what to call the model in messages, such as its checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: GroundingDINO,
+        device: torch.device | None = None,
+        autocast: str = "fp32",
+        pairs_per_pass: int | None = None,
+        name: str = "the model",
+    ) -> None:
+        weight = next(model.parameters())
+        self.model = model
+        self.device = device or weight.device
+        self.name = name
+        self.pairs_per_pass = pairs_per_pass or devices.pairs_at_once(self.device)
+        self._dtype = weight.dtype
+        self._autocast = autocast
+
+    def encode_images(self, images: Sequence[ResizedImage]) -> list[EncodedImage]:
+        """The images' halves, encoded as one batch, padded to the largest."""
+        batch = collate_images([image.pixels for image in images])
+        return self.encode_batch(batch, [image.geometry for image in images])
+
+    @torch.no_grad()
+    def encode_batch(self, batch: ImageBatch, geometries: Sequence[ImageGeometry]) -> list[EncodedImage]:
+        """`encode_images` of a batch that is collated already."""
+        batch = to_device(batch, self.device)
+        batch = replace(batch, pixels=batch.pixels.to(self._dtype))
+        with devices.autocast(self.device, self._autocast):
+            tokens = self.model.encode_image(batch)
+        return [EncodedImage(tokens, row, geometry) for row, geometry in enumerate(geometries)]
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[ResolvedPrompt]) -> list[EncodedPrompt]:
+        """The prompts' text halves. Captions that several prompts have in common are encoded once."""
+        captions = {chunk.caption.token_ids: chunk.caption for prompt in prompts for chunk in prompt.chunks}
+        distinct = list(captions.values())
+        features: dict[tuple[int, ...], Tensor] = {}
+        for start in range(0, len(distinct), CAPTIONS_PER_PASS):
+            group = distinct[start : start + CAPTIONS_PER_PASS]
+            batch = to_device(collate_text(group, self.model.config.max_tokens), self.device)
+            with devices.autocast(self.device, self._autocast):
+                encoded = self.model.encode_text(batch)  # (B, T, D)
+            for caption, row in zip(group, encoded, strict=True):
+                features[caption.token_ids] = row[: len(caption.token_ids)]
+        return [
+            EncodedPrompt(
+                resolved=prompt,
+                features=tuple(features[chunk.caption.token_ids] for chunk in prompt.chunks),
+                positive_maps=tuple(_moved(chunk.positive_map, self.device) for chunk in prompt.chunks),
+            )
+            for prompt in prompts
+        ]
+
+    def rank(self, pairs: Iterable[tuple[EncodedImage, EncodedPrompt]], keep: int) -> Iterator[RankedBoxes]:
+        """One `RankedBoxes` for each pair, in order, with at most `keep` boxes for each caption of its prompt.
+
+        Captions of all pairs share the passes, and a pass has one transfer to the host. Pairs of one batch of images
+        should be neighbours: a pass holds images of one batch only.
+
+        Raises:
+            ValueError: if the model gives boxes or scores that are not finite.
+        """
+        parts: list[Tensor] = []
+        for work in self._passes(pairs):
+            for item, rows in zip(work, self._ranked_rows(work, keep), strict=True):
+                parts.append(rows)
+                if item.last:
+                    yield _merged(parts)
+                    parts = []
+
+    def token_logits(self, image: EncodedImage, prompt: EncodedPrompt) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each caption of the prompt: logits (Q, T) before the sigmoid and boxes (Q, 4), on the model's device.
+
+        Boxes are cxcywh in [0, 1] of the resized image.
+        """
+        for work in self._passes([(image, prompt)]):
+            logits, boxes = self._detect(work)
+            for item, own_logits, own_boxes in zip(work, logits, boxes, strict=True):
+                yield own_logits[:, : len(item.features)], own_boxes
+
+    def _passes(self, pairs: Iterable[tuple[EncodedImage, EncodedPrompt]]) -> Iterator[list[_Work]]:
+        waiting: list[_Work] = []
+        for image, prompt in pairs:
+            count = len(prompt.resolved.chunks)
+            for index, chunk in enumerate(prompt.resolved.chunks):
+                if waiting and (len(waiting) == self.pairs_per_pass or waiting[0].image.tokens is not image.tokens):
+                    yield waiting
+                    waiting = []
+                positive_map = prompt.positive_maps[index]
+                waiting.append(_Work(image, chunk, prompt.features[index], positive_map, index == count - 1))
+        if waiting:
+            yield waiting
+
+    @torch.no_grad()
+    def _detect(self, work: Sequence[_Work]) -> tuple[Tensor, Tensor]:
+        """Logits (B, Q, T) and boxes (B, Q, 4), float32."""
+        text = to_device(collate_text([item.chunk.caption for item in work], self.model.config.max_tokens), self.device)
+        tokens = work[0].image.tokens.take([item.image.row for item in work])
+        with devices.autocast(self.device, self._autocast):
+            output = self.model.detect(tokens, _padded([item.features for item in work], text), text)
+        return output.layers[-1].logits.float(), output.layers[-1].boxes.float()
+
+    @torch.no_grad()
+    def _ranked_rows(self, work: Sequence[_Work], keep: int) -> Sequence[Tensor]:
+        """For each item (K, 6) on the CPU, best first: box in pixels of the original image, score, label."""
+        # Score, place and choose on the device
+        logits, boxes = self._detect(work)
+        rows = []
+        for index, item in enumerate(work):
+            scores = _scores(logits[index, :, : len(item.features)], item.positive_map)
+            placed = postprocess.to_image_frame(boxes[index], item.image.geometry)
+            best, values, labels = postprocess.top_detections(scores, placed, keep)
+            labels = labels + item.chunk.first_label  # float32 holds integers up to 2 ** 24
+            rows.append(torch.cat((best, values[:, None], labels[:, None].to(best.dtype)), dim=1))
+        # The one transfer to the host of this pass
+        found = torch.cat(rows).cpu()
+        if not torch.isfinite(found).all():
+            raise ValueError(
+                f"{self.name} gives boxes or scores that are not finite: its weights are damaged, or too large for "
+                "this precision (try fp32)"
+            )
+        return found.split([len(part) for part in rows])
+
+
+def _moved(positive_map: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if positive_map is None else positive_map.to(device)
+
+
+def _padded(features: Sequence[Tensor], text: TextBatch) -> Tensor:
+    """(T_i, D) each -> (B, T, D) with zeros behind."""
+    padded = features[0].new_zeros(*text.token_ids.shape, features[0].shape[1])
+    for row, feature in zip(padded, features, strict=True):
+        row[: len(feature)] = feature
+    return padded
+
+
+def _scores(logits: Tensor, positive_map: Tensor | None) -> Tensor:
+    """logits (Q, T) -> (Q, C) by the labels' tokens, or (Q,) by the best of all tokens."""
+    if positive_map is None:
+        return postprocess.referring_scores(logits)
+    return postprocess.category_scores(logits, positive_map)
+
+
+def _merged(parts: Sequence[Tensor]) -> RankedBoxes:
+    """The rows (K, 6) of a prompt's captions as one ranking."""
+    rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    rows = rows[rows[:, 4].argsort(descending=True, stable=True)]
+    return RankedBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long())
