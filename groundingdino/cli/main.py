@@ -154,9 +154,11 @@ def run_predict(command: Predict) -> int:
     from groundingdino.inference.predictor import DetectionFilter, load_model
     from groundingdino.inference.results import to_json
     from groundingdino.inference.visualize import comfortable_factor, draw_detections
+    from groundingdino.runtime import devices
 
     limits = DetectionFilter(command.threshold, command.top_k, command.nms, not command.nms_across_labels)
     checkpoint = find_checkpoint(command.checkpoint)
+    devices.configure(devices.pick_device(command.device))
     predictor = load_model(checkpoint, command.device, command.precision, command.scale)
     pictures = _picture_paths(command.save, paths)
     lines = open(command.json, "w", encoding="utf-8") if command.json else sys.stdout
@@ -269,7 +271,9 @@ def run_demo(command: Demo) -> int:
     """Serve until interrupted."""
     from groundingdino.cli.demo import build_page
     from groundingdino.inference.predictor import load_model
+    from groundingdino.runtime import devices
 
+    devices.configure(devices.pick_device(command.device))
     predictor = load_model(find_checkpoint(command.checkpoint), command.device, command.precision)
     page = build_page(predictor, command.samples)
     page.launch(server_name=command.host, server_port=command.port)
