@@ -18,7 +18,7 @@ from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.prompts import Categories
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 from groundingdino.training.criterion import Criterion
-from groundingdino.training.step import TrainingStep
+from groundingdino.training.learner import TrainingStep
 
 Inputs = dict[str, Tensor]
 

@@ -87,13 +87,9 @@ def gradients_of(case: str, world: distributed.World) -> dict[str, Tensor]:
         )
         batches.append(Batch(images, text, targets, ()))
         draws.append(drawn)
-    given, kept = iter(draws), {}
-    with (
-        mock.patch("groundingdino.model.detector.draw_noise", lambda *_: next(given)),
-        mock.patch("groundingdino.training.learner.num_groups", lambda *_: GROUPS),
-        mock.patch.object(learner.optimizer, "zero_grad", lambda set_to_none: kept.update(cloned(model))),
-    ):
-        learner.step(batches, factor=1.0)
+    kept: dict[str, Tensor] = {}
+    with mock.patch.object(learner.optimizer, "zero_grad", lambda set_to_none: kept.update(cloned(model))):
+        learner.step(batches, 1.0, draws)
     return kept
 
 

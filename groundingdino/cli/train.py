@@ -6,9 +6,10 @@
     torchrun --nproc_per_node=8 --max-restarts 3 train.py --resume auto      goes on after a crash
     torchrun --nproc_per_node=8 -- train.py --run-dir DIR   `--`, where torchrun would take a flag for its own
 
-Exit code 2: something that you can mend, in one line. 1: training was stopped by a loss that is not finite.
+Exit code 2: something that you can fix, in one line. 1: training was stopped by a loss that is not finite.
 """
 
+import logging
 import os
 import sys
 import time
@@ -61,10 +62,28 @@ def complain(error: Exception) -> None:
     print(f"train.py: {where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
+class ProgressHandler(logging.Handler):
+    """Prints log lines on stdout, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def show_log() -> None:
+    """Print the library's log: everything of the main process, warnings of the others."""
+    from groundingdino.runtime import distributed
+
+    logger = logging.getLogger("groundingdino")
+    logger.handlers = [ProgressHandler()]
+    logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    logger.propagate = False
+
+
 def main() -> int:
     """Parse, check, train, and say where everything is. The exit code."""
     preset, config = parse(sys.argv[1:])
-    from tqdm import tqdm  # from here on it is slow to import: torch and all
 
     from groundingdino.runtime import distributed
     from groundingdino.training import quickstart
@@ -72,22 +91,19 @@ def main() -> int:
     from groundingdino.training.setup import missing_data
     from groundingdino.training.trainer import fit
 
-    def say(line: str) -> None:
-        if distributed.is_main():
-            tqdm.write(line, file=sys.stdout)
-
     try:
         world = distributed.init(config.device)
+        show_log()
         if preset == "quickstart":
-            quickstart.make_data(config, say)
+            quickstart.make_data(config)
         problem = missing_data(config.data)
         if problem is not None:
             raise ValueError(problem)
-        result = fit(config, world, say)
+        result = fit(config, world)
         for what, path in result.files.items():
-            say(f"{what}: {path}")
+            logging.getLogger("groundingdino").info(f"{what}: {path}")
         if preset == "quickstart":
-            quickstart.report(config, world, result, say)
+            quickstart.report(config, world, result)
     except (ValueError, OSError, NonFiniteLossError) as error:
         complain(error)
         return 1 if isinstance(error, NonFiniteLossError) else 2

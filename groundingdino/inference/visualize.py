@@ -79,6 +79,23 @@ def draw_comparison(image: Image.Image, truth: Detections, found: Detections) ->
     return canvas
 
 
+def tile(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """One picture of pictures of any sizes, `columns` in a row, on white. ValueError without any."""
+    if not pictures:
+        raise ValueError("no picture to tile")
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    gap, width = 6, max(picture.width for picture in pictures)
+    heights = [max(picture.height for picture in row) for row in rows]
+    size = (min(columns, len(pictures)) * (width + gap) + gap, sum(heights) + gap * (len(rows) + 1))
+    sheet = Image.new("RGB", size, PAPER)
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (gap + column * (width + gap), top))
+        top += height + gap
+    return sheet
+
+
 def _draw(image: Image.Image, boxes: Sequence[Rect], texts: Sequence[str], colors: Sequence[Color]) -> Image.Image:
     picture = image.convert("RGB").copy()
     size = _font_size(picture.size)

@@ -1,24 +1,24 @@
-"""What changes in training, and one optimizer step of it, which reads nothing from the device but for matching."""
+"""The training step: losses, gradients, optimizer. It reads nothing from the device but for matching."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig
 from groundingdino.data.batch import Batch
 from groundingdino.model import GroundingDINO
-from groundingdino.model.denoising import num_groups
+from groundingdino.model.denoising import DenoisingNoise, num_groups
 from groundingdino.runtime import devices, distributed
-from groundingdino.structures import Targets, to_device
+from groundingdino.structures import ImageBatch, Targets, TextBatch, to_device
 from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.ema import MovingAverage
-from groundingdino.training.step import TrainingStep
 
 
 def group_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -39,7 +39,7 @@ def _targets(batch: Batch) -> Targets:
 
 
 class Learner:
-    """What changes in training: weights, optimizer, loss scale, moving average. Takes optimizer steps.
+    """Everything that a training step changes: weights, optimizer, loss scale, moving average.
 
     With k micro-batches in a step, losses are normalised by the objects of all k (and of all processes), which are
     counted beforehand, and the k gradients are averaged: the gradient of one batch of k times the size. mmengine
@@ -64,58 +64,71 @@ class Learner:
             )
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
 
-    def step(self, batches: Sequence[Batch], factor: float) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimizer step with the base learning rate times `factor`. Does nothing where the gradient is not finite.
+    def step(
+        self, batches: Sequence[Batch], factor: float, noise: Sequence[DenoisingNoise] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimizer step. It changes nothing where the gradient is not finite.
 
-        Returns the loss terms, averaged over micro-batches, and the gradient norm before clipping, on the device.
+        Args:
+            batches: micro-batches of this process.
+            factor: on the base learning rate.
+            noise: denoising draws of each micro-batch instead of fresh ones (tests).
+
+        Returns:
+            The loss terms, averaged over the micro-batches, and the gradient norm before clipping, on the device.
         """
         optim.train_mode(self.model, self.config.freeze)
         optim.set_lr(self.optimizer, self.lr * factor)
-        sums: dict[str, Tensor] = {}
-        normalizers = self._normalizers(batches)
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            terms = self._backward(batch, normalizers, share=1 / len(batches), exchange=last)
-            for name, value in terms.items():
-                sums[name] = sums[name] + value if name in sums else value
+
+        # Gradients of all micro-batches, exchanged between processes with the last one
+        draws: Sequence[DenoisingNoise | None] = noise if noise is not None else [None] * len(batches)
+        normalizers = self._normalizers(batches, draws) if len(batches) > 1 else None
+        terms = [
+            self._backward((batch, drawn), normalizers, share=1 / len(batches), exchange=index == len(batches) - 1)
+            for index, (batch, drawn) in enumerate(zip(batches, draws, strict=True))
+        ]
+
+        # The step, left out on the device where the norm is not finite
         self.scaler.unscale_(self.optimizer)
         norm = optim.clip_gradients(self.optimizer, self.config.optimizer.clip_norm)
         optim.finite_step(self.optimizer, self.scaler, norm)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update()
-        if len(batches) > 1:
-            sums = {name: value / len(batches) for name, value in sums.items()}
-        return sums, norm
+            self.average.update(self.model, norm.isfinite())
+        if len(terms) == 1:
+            return terms[0], norm
+        return {name: torch.stack([part[name] for part in terms]).mean(dim=0) for name in terms[0]}, norm
 
-    def _normalizers(self, batches: Sequence[Batch]) -> Tensor | None:
-        """Of all micro-batches together; None where there is one, whose own the criterion finds."""
-        if len(batches) == 1:
-            return None
+    def _normalizers(self, batches: Sequence[Batch], draws: Sequence[DenoisingNoise | None]) -> Tensor:
+        """What the criterion divides by: the objects of all micro-batches together."""
         sizes = self.model.config
         targets = [to_device(_targets(batch), self.device, non_blocking=True) for batch in batches]
-        groups = [num_groups(t.counts, sizes.num_denoising) for t in targets]
+        groups = [
+            num_groups(t.counts, sizes.num_denoising) if drawn is None else drawn.label_draw.shape[1]
+            for t, drawn in zip(targets, draws, strict=True)
+        ]
         return self.criterion.normalizers(targets, sizes.num_queries, groups)
 
-    def _backward(self, batch: Batch, normalizers: Tensor | None, share: float, exchange: bool) -> dict[str, Tensor]:
+    def _backward(
+        self, drawn: tuple[Batch, DenoisingNoise | None], normalizers: Tensor | None, share: float, exchange: bool
+    ) -> dict[str, Tensor]:
+        """Add the gradients of one micro-batch times `share`; its loss terms, detached."""
+        batch, noise = drawn
         parts = (batch.images, batch.text, _targets(batch))
         images, text, targets = (to_device(part, self.device, non_blocking=True) for part in parts)
         step = self.training_step
         unshared = step.no_sync() if isinstance(step, DistributedDataParallel) and not exchange else None
         with unshared or contextlib.nullcontext():
-            terms = step(images, text, targets, normalizers)
+            terms = step(images, text, targets, normalizers, noise)
             self.scaler.scale(terms["loss"] * share).backward()
         return {name: value.detach() for name, value in terms.items()}
 
-    @contextlib.contextmanager
-    def for_evaluation(self) -> Iterator[GroundingDINO]:
-        """The model in evaluation mode, with the averaged weights where they are kept."""
-        self.model.eval()
-        with self.average.applied() if self.average is not None else contextlib.nullcontext():
-            yield self.model
+    def for_evaluation(self) -> GroundingDINO:
+        """The model in evaluation mode: the averaged one where an average is kept. The next step trains on."""
+        return self.model.eval() if self.average is None else self.average.model
 
     def state(self) -> dict[str, Any]:
-        """Everything that a step changes, for `model_file.save_state`."""
+        """Weights, optimizer, loss scale and average, for `model_file.save_state`."""
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -138,3 +151,60 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state(state["average"])
+
+
+def to_float32(record: Any) -> Any:
+    """A copy of nested records, tuples and lists with every half-precision tensor in float32."""
+    if isinstance(record, Tensor):
+        return record.float() if record.dtype in (torch.float16, torch.bfloat16) else record
+    if is_dataclass(record) and not isinstance(record, type):
+        return replace(record, **{f.name: to_float32(getattr(record, f.name)) for f in fields(record)})
+    if isinstance(record, (tuple, list)):
+        return type(record)(to_float32(item) for item in record)
+    return record
+
+
+class TrainingStep(nn.Module):
+    """Model and criterion as one module, so that one wrapper for many processes sees one forward pass.
+
+    The model runs in `precision`, matching and losses in float32.
+    """
+
+    def __init__(self, model: nn.Module, criterion: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.precision = precision
+
+    def forward(
+        self,
+        images: ImageBatch,
+        text: TextBatch,
+        targets: Targets,
+        normalizers: Tensor | None = None,
+        noise: DenoisingNoise | None = None,
+    ) -> dict[str, Tensor]:
+        """Every weighted loss term, and `loss`, their sum, as scalars.
+
+        `normalizers` replaces this batch's own (see `Criterion`), `noise` the denoising draws (tests).
+        """
+        device = images.pixels.device
+
+        # The detector, in half precision where asked for
+        with devices.autocast(device, self.precision):
+            output = self.model(images, text, targets, noise)
+
+        # Matching and losses
+        with torch.autocast(device.type, enabled=False):
+            terms = self.criterion(to_float32(output), targets, normalizers)
+        total = torch.stack(list(terms.values())).sum()
+        return {"loss": poison(total), **terms}
+
+
+def poison(loss: Tensor) -> Tensor:
+    """`loss`; where it is not finite, every gradient that it gives is NaN.
+
+    Without this an operation such as `clamp` could turn a NaN loss into plausible gradients. With it the gradient norm,
+    which is the same on every process after the exchange of gradients, tells all of them at once to leave out the step.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)

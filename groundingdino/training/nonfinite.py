@@ -5,15 +5,17 @@ all of them. Here the images are named, and the run stops or goes on.
 """
 
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from groundingdino.runtime import distributed
 from groundingdino.training.recorder import StepValues
 
-TROUBLE = "nonfinite.jsonl"
-MOST_IN_A_ROW = 100  # skipped steps after which even the policy "skip" gives up
+MAX_IN_A_ROW = 100  # skipped steps after which even the policy "skip" gives up
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -21,18 +23,23 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class LossGuard:
-    """Looks at the steps that have been read. All processes must call it at the same steps."""
+    """Checks the steps whose values have reached the host. All processes must call it at the same steps."""
 
-    def __init__(self, run: Path, policy: str, scaled: bool, say: Callable[[str], None]) -> None:
-        """`policy` "stop" or "skip"; `scaled`: whether a loss scale is used, which overflows now and then by design."""
-        self._file = run / TROUBLE
+    def __init__(self, file: Path, policy: str, scaled: bool, max_in_a_row: int = MAX_IN_A_ROW) -> None:
+        """Args:
+        file: takes one JSON line per process and bad step.
+        policy: "stop" or "skip".
+        scaled: whether a loss scale is used, which overflows now and then by design.
+        max_in_a_row: skipped steps after which "skip" gives up.
+        """
+        self._file = file
         self._policy = policy
         self._scaled = scaled
-        self._say = say
+        self._max_in_a_row = max_in_a_row
         self._in_a_row = 0
 
     def check(self, steps: Sequence[StepValues]) -> None:
-        """Names the images of bad steps in `nonfinite.jsonl`. NonFiniteLossError under the policy "stop"."""
+        """Record the images of bad steps. NonFiniteLossError under the policy "stop", or after too many in a row."""
         for step in steps:
             if math.isfinite(step.grad_norm):
                 self._in_a_row = 0
@@ -53,9 +60,10 @@ class LossGuard:
         line = f"step {step.step}: the {what} is not finite, the step was left out; images: {named}; see {self._file}"
         if self._policy == "stop":
             raise NonFiniteLossError(f"{line}. Weights and checkpoints are unharmed; go on with --on-nonfinite skip")
-        if self._in_a_row >= MOST_IN_A_ROW:
-            raise NonFiniteLossError(f"{line}. {MOST_IN_A_ROW} steps in a row: stopping; try a smaller learning rate")
-        self._say(line)
+        if self._in_a_row >= self._max_in_a_row:
+            raise NonFiniteLossError(f"{line}. {self._in_a_row} steps in a row: stopping; try a smaller learning rate")
+        if distributed.is_main():
+            logger.warning(line)
 
 
 def _describe(step: StepValues, always: bool = False) -> dict | None:

@@ -1,9 +1,9 @@
-"""What the quick start does around the training: it renders its data, and shows that language was learned."""
+"""Around the quick start's training: render its data before, show that language was learned after."""
 
 import dataclasses
 import json
+import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 from groundingdino.checkpoints import model_file
@@ -16,22 +16,23 @@ from groundingdino.training.validation import DECIDING, Assessor
 
 HELD_OUT = "testA"  # a split that nothing was chosen by
 SHUFFLED = "mdetr_annotations/finetune_refcoco_testA_shuffled.json"
-Say = Callable[[str], None]
+
+logger = logging.getLogger(__name__)
 
 
-def make_data(config: TrainConfig, say: Say) -> None:
+def make_data(config: TrainConfig) -> None:
     """Render the scenes below `config.data.root` unless they are there; in the main process, the others wait."""
     root = config.data.root
     if distributed.is_main():
         if not (root / SUMMARY_FILE).is_file():
-            say(f"rendering scenes with referring expressions into {root}")
+            logger.info(f"rendering scenes with referring expressions into {root}")
         write_dataset(root)
         shuffle_captions(root / f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json", root / SHUFFLED)
     distributed.barrier()
 
 
 def shuffle_captions(source: Path, target: Path) -> None:
-    """The same images and boxes, each with a sentence of another image."""
+    """Write `target`: the images and boxes of `source`, each with the caption of another image."""
     document = json.loads(source.read_text())
     images = document["images"]
     order = list(range(len(images)))
@@ -45,8 +46,8 @@ def shuffle_captions(source: Path, target: Path) -> None:
     target.write_text(json.dumps(document))
 
 
-def report(config: TrainConfig, world: World, result: FitResult, say: Say) -> dict[str, float]:
-    """Precision@1 of the best checkpoint on held-out scenes, with the right and with shuffled sentences; says both."""
+def report(config: TrainConfig, world: World, result: FitResult) -> dict[str, float]:
+    """Precision@1 of the best checkpoint on held-out scenes, with the right and with shuffled captions; logs both."""
     right = f"mdetr_annotations/finetune_refcoco_{HELD_OUT}.json"
     evaluation = (("held-out", right), ("shuffled", SHUFFLED))
     asked = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation=evaluation))
@@ -54,8 +55,8 @@ def report(config: TrainConfig, world: World, result: FitResult, say: Say) -> di
     figures = Assessor(asked).assess(model).figures
     chance = json.loads((config.data.root / SUMMARY_FILE).read_text())["splits"][HELD_OUT]["chance"]
     found = {name: values[DECIDING] for name, values in figures.items()} | {"chance": chance}
-    say(
-        f"Precision@1 on held-out scenes: {found['held-out']:.3f}; with the sentences shuffled among the images: "
+    logger.info(
+        f"Precision@1 on held-out scenes: {found['held-out']:.3f}; with the captions shuffled among the images: "
         f"{found['shuffled']:.3f}; any object at random: {chance:.3f}"
     )
     return found

@@ -1,45 +1,14 @@
-"""What a run folder holds, and the state of every random generator."""
+"""The state of every random generator that training draws from."""
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
 from groundingdino.runtime import devices
-
-LAST = "last.state"  # everything needed to go on
-BEST = "best.safetensors"  # the detector with the best first evaluation figure so far
-FINAL = "final.safetensors"  # the detector at the end
-PICTURES = "pictures.png"  # answers of the last evaluation
-
-
-def find_resume(resume: str | None, run: Path) -> Path | None:
-    """The state file that `--resume` means: None (start afresh), "auto" (the last one if any), a file or a folder.
-
-    ValueError when the file does not exist, or when a run without `resume` would overwrite an earlier one.
-    """
-    last = run / LAST
-    if resume is None:
-        if last.exists():
-            raise ValueError(f"{last} exists: go on with --resume auto, or choose another folder with --run-dir")
-        return None
-    if resume == "auto":
-        return last if last.exists() else None
-    path = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
-    if not path.exists():
-        raise ValueError(f"nothing to resume: {path} does not exist; --resume auto starts afresh in that case")
-    return path
-
-
-def remove_leftovers(run: Path) -> None:
-    """Delete what a process that was killed while it wrote a checkpoint has left."""
-    for name in (LAST, BEST, FINAL):
-        for leftover in run.glob(f".{name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
@@ -63,7 +32,7 @@ def set_random_states(device: torch.device, states: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed Python's, numpy's, torch's and the devices' generators, differently on each process."""
+    """Seed Python's, numpy's, torch's and the devices' generators, differently in each process."""
     random.seed(f"{seed}-{rank}")
     mixed = random.getrandbits(32)
     numpy.random.seed(mixed)
@@ -72,7 +41,7 @@ def seed_everything(seed: int, rank: int) -> None:
 
 @contextmanager
 def kept_random_states(device: torch.device) -> Iterator[None]:
-    """Whatever the block draws, the generators afterwards are as before: evaluations do not change a training run."""
+    """Restore the generators after the block, so that an evaluation does not change the training run around it."""
     states = random_states(device)
     try:
         yield

@@ -1,11 +1,10 @@
-"""What a run writes down: a line per step in `metrics.jsonl`, TensorBoard, and a plot of the curves.
+"""What a run records: a line per step in `metrics.jsonl`, TensorBoard, and a plot of the curves.
 
 Losses stay on the device until `log_every` steps have gathered, and then travel in one copy.
 """
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-METRICS = "metrics.jsonl"
-CURVES = "curves.png"
+from groundingdino.checkpoints.safetensors_file import atomic_file
+from groundingdino.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class StepValues:
 
 
 class DeferredSteps:
-    """Keeps the losses of the last steps on the device and reads them all at once."""
+    """The losses of the last steps, kept on the device and read all at once."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
@@ -48,13 +47,13 @@ class DeferredSteps:
         return len(self._rows)
 
     def add(self, terms: dict[str, Tensor], grad_norm: Tensor, **plain: Any) -> None:
-        """Remember a step: scalars on the device, and `step`, `epoch`, `lr`, `images`, `samples`."""
+        """Keep the values of a step: scalars on the device, and `step`, `epoch`, `lr`, `images`, `samples`."""
         self._names = list(terms)
         self._rows.append(torch.stack([*terms.values(), grad_norm.to(terms["loss"].dtype)]).detach())
         self._plain.append(plain)
 
     def read(self) -> list[StepValues]:
-        """The remembered steps: one exchange between processes, one copy to the host. Forgets them."""
+        """The steps since the last call, after one exchange between processes and one copy to the host."""
         if not self._rows:
             return []
         own = torch.stack(self._rows)  # (steps, terms + 1)
@@ -79,20 +78,19 @@ class DeferredSteps:
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl` and TensorBoard files into the run folder. One process only."""
+    """`metrics.jsonl` and TensorBoard files of a run, written by the main process alone."""
 
-    def __init__(self, run: Path, first_step: int) -> None:
+    def __init__(self, folder: RunFolder, first_step: int) -> None:
         """`first_step`: the number of steps already taken; lines of later steps, left by a killed run, are removed."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
 
-        self._path = run / METRICS
-        _drop_lines_after(self._path, first_step)
-        self._file = open(self._path, "a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        _drop_lines_after(folder.metrics, first_step)
+        self._file = open(folder.metrics, "a")
+        self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
         self._time = time.perf_counter()
 
     def steps(self, steps: Sequence[StepValues]) -> float:
-        """Write down steps that were read together. Images per second since the last call, also on the lines."""
+        """Record steps that were read together. Returns the images per second since the last call."""
         now = time.perf_counter()
         speed = sum(s.images for s in steps) / max(now - self._time, 1e-9)
         self._time = now
@@ -107,7 +105,7 @@ class MetricsLog:
         return speed
 
     def evaluation(self, step: int, epoch: int, figures: dict[str, dict[str, float]]) -> None:
-        """Write down one evaluation: split -> figure -> value."""
+        """Record one evaluation: split -> figure -> value."""
         self._write({"step": step, "epoch": epoch, "evaluation": figures})
         for split, values in figures.items():
             for name, value in values.items():
@@ -137,7 +135,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    """The lines of a `metrics.jsonl`, without a last line that was cut off by a kill."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -152,24 +150,21 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [r for r in read_metrics(path) if r["step"] < step or (r["step"] == step and "evaluation" not in r)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, path)
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
-def plot_curves(run: Path) -> Path | None:
-    """Loss, learning rate and Precision@1 over the steps, from `metrics.jsonl`, as a picture. None without any step."""
-    import matplotlib  # slow to import, needed once
+def plot_curves(folder: RunFolder) -> Path | None:
+    """Plot losses and Precision@k over the steps of `metrics.jsonl` into `curves.png`. None without any step."""
+    from matplotlib.figure import Figure  # slow to import, needed once
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = read_metrics(run / METRICS)
+    rows = read_metrics(folder.metrics)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "evaluation" in row]
     if not steps:
         return None
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")  # without pyplot: no backend, no global state
+    left, right = figure.subplots(1, 2)
     for name in ("loss", "loss_cls", "loss_bbox", "loss_iou"):
         if name in steps[0]:
             values = [math.nan if r[name] is None else r[name] for r in steps]
@@ -184,6 +179,5 @@ def plot_curves(run: Path) -> Path | None:
     right.set(xlabel="step", ylim=(0, 1), title="evaluation")
     if right.lines:
         right.legend(fontsize="small")
-    figure.savefig(run / CURVES, dpi=110)
-    pyplot.close(figure)
-    return run / CURVES
+    figure.savefig(folder.curves, dpi=110)
+    return folder.curves

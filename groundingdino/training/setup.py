@@ -1,16 +1,9 @@
-"""From a config to what a run starts with: weights, loader, a record of the environment."""
+"""From a config to what a run starts with: weights and data."""
 
 import dataclasses
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Callable
-from importlib import metadata
+import logging
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from groundingdino.checkpoints import model_file
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
@@ -28,10 +21,11 @@ from groundingdino.runtime.distributed import World
 
 MM_GDINO_URL = "https://download.openmmlab.com/mmdetection/v3.0/mm_grounding_dino"
 MM_GDINO_B = "grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"  # the recipe's weights
-PACKAGES = ("torch", "torchvision", "torch_npu", "timm", "tokenizers", "numpy", "pillow", "scipy", "safetensors")
+
+logger = logging.getLogger(__name__)
 
 
-def initial_model(config: TrainConfig, say: Callable[[str], None]) -> GroundingDINO:
+def initial_model(config: TrainConfig) -> GroundingDINO:
     """The model a new run starts with: `config.init_from`'s weights and sizes, or fresh ones of `config.model`.
 
     Drop path and dropout always come from `config`. A .pth is converted first, beside it, once.
@@ -39,19 +33,19 @@ def initial_model(config: TrainConfig, say: Callable[[str], None]) -> GroundingD
     """
     if config.init_from is None:
         return build_detector(config.model)
-    loaded = model_file.load_detector(_native_file(config.init_from, say))
+    loaded = model_file.load_detector(_native_file(config.init_from))
     model = build_detector(with_rates(loaded.config, config.model))
     model.load_state_dict(loaded.state_dict())
     return model
 
 
 def with_rates(sizes: ModelConfig, rates: ModelConfig) -> ModelConfig:
-    """The sizes of one config with the drop path and dropout of another."""
+    """The config `sizes` with the drop path and dropout of `rates`."""
     backbone = dataclasses.replace(sizes.backbone, drop_path_rate=rates.backbone.drop_path_rate)
     return dataclasses.replace(sizes, backbone=backbone, fusion_dropout=rates.fusion_dropout)
 
 
-def _native_file(path: Path, say: Callable[[str], None]) -> Path:
+def _native_file(path: Path) -> Path:
     target = path.with_suffix(".safetensors")
     if path.suffix == ".safetensors" or (not path.exists() and target.exists()):
         if not target.exists():
@@ -65,13 +59,13 @@ def _native_file(path: Path, say: Callable[[str], None]) -> Path:
         from groundingdino.checkpoints.convert import convert_file  # only here, and it is long
 
         for line in convert_file(path, target).lines():
-            say(line)
+            logger.info(line)
     distributed.barrier()
     return target
 
 
 def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> TrainLoader:
-    """This process's share of the training data. ValueError in one line for a file that is missing or wrong."""
+    """The loader of this process's shard of the training data. ValueError for a file that is missing or wrong."""
     data = config.data
     return build_train_loader(
         training_sources(data),
@@ -120,7 +114,7 @@ def _one_each(name: str, values: tuple[Any, ...], count: int) -> tuple[Any, ...]
 
 
 def missing_data(data: DataConfig) -> str | None:
-    """One line about what of the data is not there, where it was looked for and how to get it; None where all is."""
+    """One line that names missing data files, where they were looked for and how to get them; None without any."""
     folders = {data.root / folder for folder in (*data.image_dirs, data.evaluation_image_dir)}
     annotations = {data.root / file for file in (*data.train_files, *filter(None, data.label_maps))}
     annotations |= {data.root / file for _, file in data.evaluation}
@@ -132,39 +126,3 @@ def missing_data(data: DataConfig) -> str | None:
         "(http://images.cocodataset.org/zips/train2014.zip), annotations: MDETR's mdetr_annotations.tar.gz "
         "(https://zenodo.org/records/4729015); another place: --data.root DIR; without any data: train.py quickstart"
     )
-
-
-def describe_environment(world: World) -> dict[str, Any]:
-    """Versions, device, revision and command, for a run's record. Plain data."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions,
-        "device": device_name(world.device),
-        "processes": world.size,
-        "threads": torch.get_num_threads(),
-        "revision": git_revision(Path(__file__).parent),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
-    if device.type in ("cuda", "npu"):
-        return f"{device} {torch.get_device_module(device).get_device_name(device)}"
-    return f"{device} {platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def git_revision(folder: Path) -> str | None:
-    """The commit that `folder` is checked out at, with "-dirty" where files differ; None outside a repository."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -4,7 +4,7 @@ A run that was killed and resumed takes the very steps that the uninterrupted ru
 """
 
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,24 @@ from tqdm import tqdm
 
 from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig, model_config_from_dict, model_config_to_dict, train_config_to_dict
+from groundingdino.inference.visualize import tile
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
 from groundingdino.training import optimizer as optim
-from groundingdino.training import random_state as files
+from groundingdino.training import random_state
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner, group_batches
 from groundingdino.training.nonfinite import LossGuard
-from groundingdino.training.pictures import grid
-from groundingdino.training.recorder import CURVES, METRICS, DeferredSteps, MetricsLog, plot_curves
-from groundingdino.training.setup import describe_environment, initial_model, training_loader, with_rates
+from groundingdino.training.recorder import DeferredSteps, MetricsLog, plot_curves
+from groundingdino.training.run_folder import RunFolder
+from groundingdino.training.setup import initial_model, training_loader, with_rates
 from groundingdino.training.validation import Assessor, Figures
 
-Say = Callable[[str], None]
 PROBLEMS_SHOWN = 5  # bad samples that are named; all are counted
+PICTURES_PER_ROW = 2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,12 +41,12 @@ class Position:
     epoch: int = 0  # epochs completed
     unevaluated: bool = False  # an evaluation is due before the next step
     best: float = -1.0  # best deciding figure so far
-    problems: int = 0  # bad samples that were skipped or mended, on this process
+    problems: int = 0  # bad samples that were skipped or repaired, in this process
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where a finished run has left its things."""
+    """The result of a finished run."""
 
     run_dir: Path
     steps: int
@@ -52,21 +55,20 @@ class FitResult:
     files: dict[str, Path] = field(default_factory=dict)  # what there is of "best", "final", "metrics", "curves", ...
 
 
-def fit(config: TrainConfig, world: World | None = None, say: Say = lambda line: None) -> FitResult:
+def fit(config: TrainConfig, world: World | None = None) -> FitResult:
     """Train as `config` says, from the start or from a checkpoint.
 
     Args:
         config: everything the run depends on.
         world: this process's place; None picks it (and joins torchrun's process group).
-        say: takes one line at a time for the user, on the main process.
 
     Raises:
-        ValueError: something in the config, the data or the checkpoint that the user can mend, in one line.
+        ValueError: something in the config, the data or the checkpoint that the user can fix, in one line.
         NonFiniteLossError: a loss was not finite and `config.on_nonfinite` is "stop".
         OSError: a checkpoint could not be written; the one before is intact.
     """
     world = world or distributed.init(config.device)
-    trainer = Trainer(config, world, say if distributed.is_main() else lambda line: None)
+    trainer = Trainer(config, world)
     try:
         return trainer.run()
     finally:
@@ -76,28 +78,29 @@ def fit(config: TrainConfig, world: World | None = None, say: Say = lambda line:
 class Trainer:
     """One run: its learner, its data, its files."""
 
-    def __init__(self, config: TrainConfig, world: World, say: Say) -> None:
-        self.config, self.world, self.say = config, world, say
-        resume = distributed.broadcast_object(files.find_resume(config.resume, config.run_dir))
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.folder = RunFolder(config.run_dir)
+        resume = distributed.broadcast_object(self.folder.find_resume(config.resume))
         saved = None if resume is None else model_file.load_state(resume)
-        files.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
+        random_state.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
         self.learner = Learner(self._model(saved), Criterion(config.class_weight), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
         self.assessor = Assessor(config)
         self.steps_per_epoch = -(-len(self.loader) // config.accumulation_steps)
         self.position = Position()
-        files.seed_everything(config.seed, world.rank)
+        random_state.seed_everything(config.seed, world.rank)
         if saved is not None:
             self._restore(saved)
-            say(f"resumed from {resume}: {self.position.step} steps, {self.position.epoch} epochs")
+            logger.info(f"resumed from {resume}: {self.position.step} steps, {self.position.epoch} epochs")
             del saved
         self.deferred = DeferredSteps(world.size)
-        self.guard = LossGuard(config.run_dir, config.on_nonfinite, self.learner.scaler.is_enabled(), say)
+        self.guard = LossGuard(self.folder.nonfinite, config.on_nonfinite, self.learner.scaler.is_enabled())
         self.log: MetricsLog | None = None
         if distributed.is_main():
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(config.run_dir)
-            self.log = MetricsLog(config.run_dir, self.position.step)
+            self.folder.remove_leftovers()
+            self.log = MetricsLog(self.folder, self.position.step)
             self._write_settings()
         distributed.barrier()
         total = self.steps_per_epoch * config.epochs
@@ -108,7 +111,7 @@ class Trainer:
     def _model(self, saved: dict[str, Any] | None) -> GroundingDINO:
         """The model of this run; where there is a saved state, with its sizes and any weights."""
         if saved is None:
-            model = initial_model(self.config, self.say)
+            model = initial_model(self.config)
         else:
             model = build_detector(with_rates(model_config_from_dict(saved["model_config"]), self.config.model))
         model.set_activation_checkpointing(self.config.activation_checkpointing)
@@ -120,14 +123,12 @@ class Trainer:
         model = learner.model.config
         found = {"lr": learner.lr, "images_per_step": learner.images_per_step, "steps_per_epoch": self.steps_per_epoch}
         resolved = {**train_config_to_dict(config), "model": model_config_to_dict(model), "resolved": found}
-        (config.run_dir / "config.json").write_text(json.dumps(resolved, indent=1) + "\n")
-        environment = describe_environment(self.world)
-        (config.run_dir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        self.folder.write_settings(resolved, self.world)
         optimizer, images = config.optimizer, learner.images_per_step
         base = f"{optimizer.lr:g} for {optimizer.base_batch} images" if optimizer.scale_lr else "as given"
         how = f"{config.data.batch_size} x {config.accumulation_steps} x {self.world.size} processes"
-        self.say(f"{model.name} on {self.world.device} in {config.precision}; {images} images a step ({how})")
-        self.say(f"learning rate {learner.lr:g} ({base}); {self.steps_per_epoch} steps an epoch; {config.run_dir}")
+        logger.info(f"{model.name} on {self.world.device} in {config.precision}; {images} images per step ({how})")
+        logger.info(f"learning rate {learner.lr:g} ({base}); {self.steps_per_epoch} steps per epoch; {config.run_dir}")
 
     def run(self) -> FitResult:
         """All epochs that are left, then the final files."""
@@ -160,7 +161,7 @@ class Trainer:
             at_end = self.loader.done == len(self.loader)
             due = position.step - since_save >= config.save_every and not at_end
             if due or at_end or len(self.deferred) >= config.log_every:
-                self._read()
+                self._log_steps()
             if due:
                 self._save()
                 since_save = position.step
@@ -169,16 +170,16 @@ class Trainer:
         position.unevaluated = due and bool(config.data.evaluation)
         self._save()
         if position.problems:
-            self.say(f"bad samples left out or mended so far on this process: {position.problems}")
+            logger.warning(f"bad samples left out or repaired so far in this process: {position.problems}")
 
     def _note_problems(self, problems: list[str]) -> None:
         for problem in problems:
             self.position.problems += 1
             if self.position.problems <= PROBLEMS_SHOWN:
-                self.say(f"skipped: {problem}")
+                logger.warning(f"skipped: {problem}")
 
-    def _read(self) -> None:
-        """Bring the losses of the last steps to the host, look at them and write them down."""
+    def _log_steps(self) -> None:
+        """Copy pending losses to the host, log them, check they are finite."""
         steps = self.deferred.read()
         if not steps:
             return
@@ -192,7 +193,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Everything that is needed to go on, as one file that replaces the one before."""
-        random = distributed.gather_objects(files.random_states(self.world.device))
+        random = distributed.gather_objects(random_state.random_states(self.world.device))
         if distributed.is_main():
             state = {
                 **self.learner.state(),
@@ -202,7 +203,7 @@ class Trainer:
                 "accumulation_steps": self.config.accumulation_steps,
                 "model_config": model_config_to_dict(self.learner.model.config),
             }
-            model_file.save_state(self.config.run_dir / files.LAST, state)
+            model_file.save_state(self.folder.state, state)
             assert self.log is not None
             self.log.skip_time()
         distributed.barrier()
@@ -212,30 +213,31 @@ class Trainer:
         self.loader.load_state_dict(state["loader"])
         self.position = Position(**state["position"])
         if state["accumulation_steps"] == self.config.accumulation_steps and len(state["random"]) == self.world.size:
-            files.set_random_states(self.world.device, state["random"][self.world.rank])
+            random_state.set_random_states(self.world.device, state["random"][self.world.rank])
         else:
-            self.say("not the processes or micro-batches that the state was saved with: new random numbers")
+            logger.info("not the processes or micro-batches that the state was saved with: new random numbers")
 
     def _evaluate(self) -> Figures:
         """Every split, the pictures, and the best checkpoint where this is it."""
         position = self.position
-        with files.kept_random_states(self.world.device), self.learner.for_evaluation() as model:
+        with random_state.kept_random_states(self.world.device):
+            model = self.learner.for_evaluation()
             found = self.assessor.assess(model)
             position.unevaluated = False
             if found.deciding > position.best:
                 position.best = found.deciding
                 if distributed.is_main():
-                    model_file.save_detector(self.config.run_dir / files.BEST, model, self._provenance(found.figures))
+                    model_file.save_detector(self.folder.best, model, self._provenance(found.figures))
         if self.log is not None:
             self.log.evaluation(position.step, position.epoch, found.figures)
             pictures = self.assessor.pictures(found, self.config.pictures)
             for number, picture in enumerate(pictures):
                 self.log.picture(position.step, str(number), picture)
             if pictures:
-                grid(pictures).save(self.config.run_dir / files.PICTURES)
+                tile(pictures, PICTURES_PER_ROW).save(self.folder.pictures)
             for split, values in found.figures.items():
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-                self.say(f"epoch {position.epoch}, {split}: {shown}")
+                logger.info(f"epoch {position.epoch}, {split}: {shown}")
         if self.log is not None:
             self.log.skip_time()
         distributed.barrier()
@@ -247,21 +249,13 @@ class Trainer:
         return {"groundingdino.training": json.dumps(trained), model_file.SCALE_KEY: json.dumps(scale)}
 
     def _finish(self, figures: Figures) -> FitResult:
-        run = self.config.run_dir
         if self.log is not None:
-            with self.learner.for_evaluation() as model:
-                model_file.save_detector(run / files.FINAL, model, self._provenance(figures))
-            plot_curves(run)
+            model = self.learner.for_evaluation()
+            model_file.save_detector(self.folder.final, model, self._provenance(figures))
+            plot_curves(self.folder)
         distributed.barrier()
-        names = {
-            "best": files.BEST,
-            "final": files.FINAL,
-            "metrics": METRICS,
-            "curves": CURVES,
-            "pictures": files.PICTURES,
-        }
-        found: dict[str, Any] = {key: run / name for key, name in names.items() if (run / name).exists()}
-        return FitResult(run, self.position.step, figures, self.position.best, found)
+        files = self.folder.results()
+        return FitResult(self.folder.path, self.position.step, figures, self.position.best, files)
 
     def close(self) -> None:
         """Close the files and the progress bar; also after an error."""

@@ -1,37 +1,40 @@
-"""Evaluation in the course of a training run: the figures of every split, and a few pictures."""
+"""Evaluation during a training run: the figures of every split, and a few predictions drawn."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 
 from groundingdino.config import TrainConfig
 from groundingdino.data import Expression, load_expressions
 from groundingdino.evaluation import Evaluation, EvaluationOptions, evaluate_referring
+from groundingdino.inference.visualize import draw_comparison
 from groundingdino.inputs.images import open_image
 from groundingdino.model import GroundingDINO
-from groundingdino.training.pictures import draw_answer
+from groundingdino.structures import Detections
 
 Figures = dict[str, dict[str, float]]  # split -> figure -> value
 DECIDING = "precision@1"
+PICTURE_SIDE = 640  # pixels of the longer side, at most
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What one evaluation has found, the same on every process."""
+    """The result of one evaluation, the same on every process."""
 
     figures: Figures
     evaluations: dict[str, Evaluation]  # split -> everything
 
     @property
     def deciding(self) -> float:
-        """Precision@1 of the first split, which decides what checkpoint is the best; -1 without any split."""
+        """Precision@1 of the first split, by which the best checkpoint is chosen; -1 without any split."""
         return next(iter(self.figures.values()))[DECIDING] if self.figures else -1.0
 
 
 class Assessor:
-    """Evaluates the splits of `config.data.evaluation` with the detector as it is."""
+    """Evaluates a detector on the splits of `config.data.evaluation`."""
 
     def __init__(self, config: TrainConfig) -> None:
         """ValueError for an annotation file that is missing or wrong: now, not after the first epoch."""
@@ -46,7 +49,7 @@ class Assessor:
         self._splits = {split: load_expressions(data.root / file) for split, file in data.evaluation}
 
     def assess(self, model: GroundingDINO) -> Assessment:
-        """Ask every expression of every split once, shared among the processes."""
+        """Evaluate every expression of every split once, sharded over the processes."""
         found = {
             split: evaluate_referring(model, expressions, self._images, self._options)
             for split, expressions in self._splits.items()
@@ -55,7 +58,7 @@ class Assessor:
         return Assessment(figures, found)
 
     def pictures(self, assessment: Assessment, count: int) -> list[Image.Image]:
-        """The best answers to `count` expressions of the first split, spread over it."""
+        """Ground truth beside the best box, for `count` expressions spread over the first split."""
         if not self._splits:
             return []
         split, expressions = next(iter(self._splits.items()))
@@ -64,9 +67,17 @@ class Assessor:
         for number in spread(len(answers), count):
             expression = expressions[answers[number].index]
             image = open_image(self._images / expression.file_name)
-            box, score = answers[number].boxes[0], float(answers[number].scores[0])
-            drawn.append(draw_answer(image, expression.caption, expression.box, box.tolist(), score))
+            truth = _detection(expression.box, 1.0, expression.caption)
+            best = answers[number]
+            picture = draw_comparison(image, truth, _detection(best.boxes[0], best.scores[0], expression.caption))
+            picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            drawn.append(picture)
         return drawn
+
+
+def _detection(box: Sequence[float], score: float, name: str) -> Detections:
+    boxes = torch.tensor([[float(side) for side in box]])
+    return Detections(boxes, torch.tensor([float(score)]), torch.zeros(1, dtype=torch.int64), (name,))
 
 
 def _figures(expressions: Sequence[Expression], evaluation: Evaluation) -> dict[str, float]:
@@ -84,6 +95,6 @@ def _figures(expressions: Sequence[Expression], evaluation: Evaluation) -> dict[
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` of the numbers below `total` (all where there are fewer) at even distances."""
+    """`count` evenly spaced numbers below `total`; all of them where there are fewer."""
     count = min(count, total)
     return [number * total // count for number in range(count)]

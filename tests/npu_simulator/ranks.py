@@ -17,7 +17,7 @@ from npu_simulator import simulator
 simulator.install()
 
 import torch  # noqa: E402
-from gradient_ranks import GROUPS, NO_DROPOUT, cloned, part_of, whole_batch  # noqa: E402
+from gradient_ranks import NO_DROPOUT, cloned, part_of, whole_batch  # noqa: E402
 from training_runs import small_config  # noqa: E402
 
 from groundingdino.data import synthetic  # noqa: E402
@@ -50,13 +50,8 @@ def gradients(device: torch.device, images: range) -> dict[str, torch.Tensor]:
         parts = {name: float32(part_of(getattr(whole, name), i, i + 1)) for name in ("images", "text", "targets")}
         batches.append(dataclasses.replace(whole, **parts))
         draws.append(to_device(float32(part_of(noise, i, i + 1)), device))
-    given = iter(draws)
-    with (
-        mock.patch("groundingdino.model.detector.draw_noise", lambda *_: next(given)),
-        mock.patch("groundingdino.training.learner.num_groups", lambda *_: GROUPS),
-        mock.patch.object(learner.optimizer, "zero_grad", lambda set_to_none: kept.update(cloned(model))),
-    ):
-        learner.step(batches, factor=1.0)
+    with mock.patch.object(learner.optimizer, "zero_grad", lambda set_to_none: kept.update(cloned(model))):
+        learner.step(batches, 1.0, draws)
     return {name: gradient.cpu() for name, gradient in kept.items()}
 
 

@@ -76,7 +76,7 @@ def cpu_and_npu(request, data, tmp_path_factory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROUNDINGDINO_KERNELS", request.param)
         patch.setattr("groundingdino.model.detector.draw_noise", same_draws)
-        patch.setattr("groundingdino.training.trainer.initial_model", lambda config, say: jittered(config.model))
+        patch.setattr("groundingdino.training.trainer.initial_model", lambda config: jittered(config.model))
         for device in ("cpu", "npu"):
             runs[device] = tmp_path_factory.mktemp(device)
             model = quickstart().model if request.param == "auto" else NO_DROPOUT

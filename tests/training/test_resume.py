@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training_runs import environment, losses, scenes, small_config, start
 
 from groundingdino.checkpoints import model_file, safetensors_file
-from groundingdino.training.random_state import find_resume
+from groundingdino.training.run_folder import RunFolder
 from groundingdino.training.trainer import fit
 
 LAST_STEP = 16
@@ -95,14 +95,15 @@ def test_a_full_disk_while_saving_says_so_and_keeps_the_old_checkpoint(
 
 
 def test_resume_is_asked_for_and_names_what_is_missing(uninterrupted: Path, tmp_path: Path) -> None:
-    assert find_resume(None, tmp_path) is None
-    assert find_resume("auto", tmp_path) is None
-    assert find_resume("auto", uninterrupted) == uninterrupted / "last.state"
-    assert find_resume(str(uninterrupted), tmp_path) == uninterrupted / "last.state"
+    empty, used = RunFolder(tmp_path), RunFolder(uninterrupted)
+    assert empty.find_resume(None) is None
+    assert empty.find_resume("auto") is None
+    assert used.find_resume("auto") == used.state
+    assert empty.find_resume(str(uninterrupted)) == used.state
     with pytest.raises(ValueError, match="go on with --resume auto"):
-        find_resume(None, uninterrupted)
+        used.find_resume(None)
     with pytest.raises(ValueError, match="nothing to resume"):
-        find_resume(str(tmp_path / "nowhere.state"), tmp_path)
+        empty.find_resume(str(tmp_path / "nowhere.state"))
 
 
 def test_the_state_of_another_model_or_seed_is_refused(data: Path, uninterrupted: Path, tmp_path: Path) -> None:

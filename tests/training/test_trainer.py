@@ -20,8 +20,8 @@ from groundingdino.model import build_detector
 from groundingdino.runtime.distributed import World
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner, group_batches
-from groundingdino.training.nonfinite import NonFiniteLossError
-from groundingdino.training.recorder import DeferredSteps
+from groundingdino.training.nonfinite import LossGuard, NonFiniteLossError
+from groundingdino.training.recorder import DeferredSteps, StepValues
 from groundingdino.training.setup import training_loader
 from groundingdino.training.trainer import fit
 from groundingdino.training.validation import Assessor
@@ -38,6 +38,10 @@ def one_epoch(data: Path, run: Path, **changes: Any) -> TrainConfig:
     """8 steps without evaluation."""
     config = small_config(data, run, epochs=1, ema_decay=0.0, **changes)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation=()))
+
+
+def step_values(loss: float) -> StepValues:
+    return StepValues(1, 0, 1e-3, 2, {"loss": loss}, own_loss=loss, grad_norm=loss, samples=())
 
 
 def mean_loss(run: Path) -> float:
@@ -63,11 +67,11 @@ def losses_turn_bad(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     yield bad
 
 
-def test_a_run_leaves_everything_that_is_promised(data: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_run_leaves_everything_that_is_promised(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "groundingdino")
     run = tmp_path / "run"
     config = small_config(data, run, epochs=1, pictures=3)
-    result = fit(config, say=said.append)
+    result = fit(config)
 
     assert set(result.files) == {"best", "final", "metrics", "curves", "pictures"}
     assert all(path.exists() for path in result.files.values())
@@ -78,7 +82,7 @@ def test_a_run_leaves_everything_that_is_promised(data: Path, tmp_path: Path) ->
     assert resolved["resolved"] == {"lr": 1e-3, "images_per_step": 2, "steps_per_epoch": 8}
     assert resolved["model"]["width"] == SMALL.width and resolved["data"]["root"] == str(data)
     assert {"packages", "device", "revision", "command"} <= json.loads((run / "environment.json").read_text()).keys()
-    assert any("learning rate 0.001" in line for line in said)
+    assert any("learning rate 0.001" in line for line in caplog.messages)
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     prefixes = ("", "d0.", "enc_", "d0.dn_", "dn_")
@@ -110,13 +114,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
 
 
 def test_a_loss_that_is_not_finite_can_be_skipped_and_leaves_no_trace_in_the_weights(
-    data: Path, tmp_path: Path, losses_turn_bad: set[int]
+    data: Path, tmp_path: Path, losses_turn_bad: set[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     losses_turn_bad.add(5)
     run = tmp_path / "run"
-    said: list[str] = []
-    assert fit(one_epoch(data, run, on_nonfinite="skip"), say=said.append).steps == 8
-    assert sum("step 5: the loss is not finite" in line for line in said) == 1
+    assert fit(one_epoch(data, run, on_nonfinite="skip")).steps == 8
+    assert sum("step 5: the loss is not finite" in line for line in caplog.messages) == 1
     rows = losses(run)
     assert rows[5]["loss"] is None and rows[5]["grad_norm"] is None
     assert all(math.isfinite(rows[step]["loss"]) for step in rows if step != 5)
@@ -126,13 +129,13 @@ def test_a_loss_that_is_not_finite_can_be_skipped_and_leaves_no_trace_in_the_wei
     assert steps == {7}  # eight batches, one left out
 
 
-def test_only_bad_losses_give_up_in_the_end(
-    data: Path, tmp_path: Path, losses_turn_bad: set[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses_turn_bad.update(range(3, 100))
-    monkeypatch.setattr("groundingdino.training.nonfinite.MOST_IN_A_ROW", 4)
-    with pytest.raises(NonFiniteLossError, match="step 6.*4 steps in a row"):
-        fit(one_epoch(data, tmp_path / "run", on_nonfinite="skip"))
+def test_only_bad_losses_give_up_in_the_end(tmp_path: Path) -> None:
+    guard = LossGuard(tmp_path / "nonfinite.jsonl", "skip", scaled=False, max_in_a_row=4)
+    bad, good = step_values(math.nan), step_values(1.0)
+    guard.check([bad, bad, bad, good])
+    guard.check([bad, bad, bad])
+    with pytest.raises(NonFiniteLossError, match="4 steps in a row"):
+        guard.check([bad])
 
 
 def test_half_precision_trains_like_float32(data: Path, tmp_path: Path) -> None:
@@ -185,22 +188,20 @@ def test_accumulation_takes_one_step_for_its_micro_batches(data: Path, tmp_path:
     assert [len(group) for group in group_batches(iter(range(8)), 3)] == [3, 3, 2]  # type: ignore[arg-type]
 
 
-def test_bad_samples_are_skipped_and_counted_or_stop_the_run(tmp_path: Path) -> None:
+def test_bad_samples_are_skipped_and_counted_or_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = scenes(tmp_path / "data")
     broken = sorted((data / "train2014").glob("*.jpg"))[0]
     broken.write_bytes(broken.read_bytes()[:200])
     config = one_epoch(data, tmp_path / "run")
     with pytest.raises(ValueError, match=broken.name):
         fit(config)
-    said: list[str] = []
     fit(
         dataclasses.replace(
             config, run_dir=tmp_path / "other", data=dataclasses.replace(config.data, on_bad_sample="skip")
-        ),
-        say=said.append,
+        )
     )
-    assert any(broken.name in line for line in said)
-    assert "bad samples left out or mended so far on this process: 1" in said
+    assert any(broken.name in line for line in caplog.messages)
+    assert "bad samples left out or repaired so far in this process: 1" in caplog.messages
 
 
 def test_a_step_waits_for_the_device_only_to_match(data: Path, tmp_path: Path) -> None:
