@@ -1,0 +1,27 @@
+"""Flickr30k Entities recall against mmdet's Flickr30kMetric (its merged path with the mistyped name corrected)."""
+
+import numpy as np
+import pytest
+from protocol_files import answers, load
+
+from groundingdino.evaluation import flickr30k
+
+TOLERANCE = 1e-6
+NAMES = {"1": "R@1", "5": "R@5", "10": "R@10", "-1": "upper bound"}
+
+
+def test_recall_equals_mmdet():
+    truth = flickr30k.FlickrTruth.from_document(load("flickr30k", "annotations.json"))
+    values = flickr30k.score(truth, answers("flickr30k")).values
+    expected = load("flickr30k", "result.json")
+    for way, prefix in (("any_box", ""), ("merged_box", "merged ")):
+        got = {rank: values[prefix + name] for rank, name in NAMES.items()}
+        assert got == pytest.approx({rank: row["all"] for rank, row in expected[way].items()}, abs=TOLERANCE)
+
+
+def test_a_phrase_of_two_boxes_is_found_by_one_of_them_or_by_both_merged():
+    truth = flickr30k.FlickrTruth({1: (np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]]),)})
+    around = flickr30k.ImageAnswer(1, np.array([[0.0, 0, 30, 10]]), np.ones(1), np.zeros(1, int))
+    one = flickr30k.ImageAnswer(1, np.array([[0.0, 0, 10, 10]]), np.ones(1), np.zeros(1, int))
+    assert [flickr30k.score(truth, [a]).values["R@1"] for a in (around, one)] == [0, 1]
+    assert [flickr30k.score(truth, [a]).values["merged R@1"] for a in (around, one)] == [1, 0]
