@@ -68,7 +68,7 @@ def score(truth: CocoTruth, answers: Iterable[ImageAnswer]) -> Figures:
     With a split, also AP and AP50 of its base and novel categories (mmdet `evaluation/metrics/ov_coco_metric.py`).
     """
     max_detections = [*MAX_DETECTIONS, *([] if truth.split is None else [MAX_DETECTIONS_SPLIT])]
-    precision, recall = _evaluate(truth, answers, max_detections)
+    precision, recall = precision_and_recall(truth, answers, max_detections)
     at = MAX_DETECTIONS.index(100)
     values = {
         "AP": _mean(precision[:, :, :, 0, at]),
@@ -94,8 +94,13 @@ def _mean(values: Any) -> float:
     return float(counted.mean()) if counted.size else float("nan")
 
 
-def _evaluate(truth: CocoTruth, answers: Iterable[ImageAnswer], max_detections: list[int]) -> tuple[Array, Array]:
-    """pycocotools' precision (T, R, C, A, M) and recall (T, C, A, M); categories in the order of `truth`."""
+def precision_and_recall(
+    truth: CocoTruth, answers: Iterable[ImageAnswer], max_detections: Sequence[int], areas: Sequence[str] = AREAS
+) -> tuple[Array, Array]:
+    """pycocotools' precision (T, R, C, A, M) and recall (T, C, A, M), -1 where there is nothing to find.
+
+    Axes: T IoU thresholds, R recalls, C categories in the order of `truth`, A `areas`, M `max_detections`.
+    """
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on every step
@@ -103,20 +108,27 @@ def _evaluate(truth: CocoTruth, answers: Iterable[ImageAnswer], max_detections: 
         image_ids, parts = [], []
         for group in _groups(answers, ground_truth.getImgIds()):
             part = COCOeval(ground_truth, _results(truth, group), "bbox")
-            part.params.imgIds, part.params.catIds = [answer.image_id for answer in group], list(truth.category_ids)
-            part.params.maxDets = max_detections
+            _configure(part.params, truth.category_ids, max_detections, areas)
+            part.params.imgIds = [answer.image_id for answer in group]
             part.evaluate()
-            parts.append(_as_array(part.evalImgs, (len(truth.category_ids), len(AREAS), len(group))))
+            parts.append(_as_array(part.evalImgs, (len(truth.category_ids), len(areas), len(group))))
             image_ids += list(part.params.imgIds)  # evaluate() has sorted them
         # Boxes of equal score rank by image id, however the answers came.
         evaluated = np.concatenate(parts, axis=2)[:, :, np.argsort(image_ids)]
         total = COCOeval(iouType="bbox")
-        total.params.imgIds, total.params.catIds = sorted(image_ids), sorted(truth.category_ids)
-        total.params.maxDets = max_detections
+        _configure(total.params, truth.category_ids, max_detections, areas)
+        total.params.imgIds = sorted(image_ids)
         total._paramsEval, total.evalImgs = total.params, evaluated.ravel().tolist()
         total.accumulate()
     in_order = [sorted(truth.category_ids).index(category) for category in truth.category_ids]
     return total.eval["precision"][:, :, in_order], total.eval["recall"][:, in_order]
+
+
+def _configure(params: Any, category_ids: Sequence[int], max_detections: Sequence[int], areas: Sequence[str]) -> None:
+    chosen = [place for place, area in enumerate(params.areaRngLbl) if area in areas]
+    params.areaRng = [params.areaRng[place] for place in chosen]
+    params.areaRngLbl = [params.areaRngLbl[place] for place in chosen]
+    params.catIds, params.maxDets = sorted(category_ids), list(max_detections)
 
 
 def _groups(answers: Iterable[ImageAnswer], image_ids: Sequence[int]) -> Iterator[list[ImageAnswer]]:

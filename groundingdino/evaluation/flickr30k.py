@@ -42,7 +42,7 @@ def score(truth: FlickrTruth, answers: Iterable[ImageAnswer]) -> Figures:
             boxes = answer.boxes[answer.labels == phrase]
             merged = np.concatenate([targets[:, :2].min(axis=0), targets[:, 2:].max(axis=0)])[None]
             for way, goal in (("any", targets), ("merged", merged)):
-                hit = (iou_matrix(boxes, goal) >= HIT_IOU).any(axis=1)
+                hit = iou_matrix(boxes, goal).max(axis=1) >= HIT_IOU
                 hits[way].append([*(bool(hit[:rank].any()) for rank in RANKS), bool(hit.any())])
     values: dict[str, float] = {}
     for way, prefix in (("any", ""), ("merged", "merged ")):
