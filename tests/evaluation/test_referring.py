@@ -98,7 +98,7 @@ class TestFigures:
             boxes = np.array([10, 10, 30, 20]) + generator.normal(0, 4, (6, 4))
             answers.append(Answer(n, boxes.astype(np.float32), -np.sort(-generator.random(6).astype(np.float32))))
         whole = average_precision(ground_truth(17), answers)
-        monkeypatch.setattr("groundingdino.evaluation.metrics._AP_CHUNK", 4)
+        monkeypatch.setattr("groundingdino.evaluation.coco.IMAGES_AT_ONCE", 4)
         assert average_precision(ground_truth(17), answers[::-1]) == whole
         assert 0.05 < whole < 0.9
         assert capsys.readouterr().out == ""
