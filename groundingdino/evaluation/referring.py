@@ -19,7 +19,7 @@ from groundingdino.evaluation import metrics
 from groundingdino.evaluation.metrics import Answer
 from groundingdino.inference import postprocess
 from groundingdino.inputs import noun_phrases, text
-from groundingdino.inputs.images import DEFAULT_SCALE, collate_images, open_image, resize_for_inference
+from groundingdino.inputs.images import DEFAULT_SCALE, ImageGeometry, collate_images, open_image, resize_for_inference
 from groundingdino.model import GroundingDINO
 from groundingdino.runtime import devices, distributed
 from groundingdino.structures import to_device
@@ -203,7 +203,7 @@ def ask(
         scores = torch.stack(
             [_score(row, subject, options.scoring) for row, subject in zip(logits, subjects[group], strict=True)]
         )
-        placed = postprocess.to_image_frame(boxes, batch.sizes[0], scale_factor)
+        placed = postprocess.to_image_frame(boxes, ImageGeometry(batch.sizes[0], scale_factor))
         best = scores.topk(min(metrics.AP_DETECTIONS, scores.shape[1]), dim=1)
         kept = placed.gather(1, best.indices[:, :, None].expand(-1, -1, 4))
         rows = torch.cat([kept, best.values[:, :, None]], dim=2).cpu().numpy()  # the one transfer of these sentences
