@@ -21,7 +21,7 @@ from groundingdino.inference.prompts import CaptionChunk, ResolvedPrompt
 from groundingdino.inputs.images import ImageGeometry, ResizedImage, collate_images
 from groundingdino.inputs.text import collate_text
 from groundingdino.model.detector import GroundingDINO
-from groundingdino.model.feature_enhancer import ImageTokens
+from groundingdino.model.image_tokens import ImageTokens
 from groundingdino.runtime import devices
 from groundingdino.structures import ImageBatch, TextBatch, to_device
 

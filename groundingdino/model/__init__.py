@@ -2,6 +2,6 @@
 
 from groundingdino.model.denoising import DenoisingNoise, DenoisingOutput
 from groundingdino.model.detector import DetectorOutput, GroundingDINO, build_detector
-from groundingdino.model.feature_enhancer import ImageTokens
+from groundingdino.model.image_tokens import ImageTokens
 
 __all__ = ["DenoisingNoise", "DenoisingOutput", "DetectorOutput", "GroundingDINO", "ImageTokens", "build_detector"]

@@ -4,12 +4,12 @@ Axes: B images, Q queries, K keys, S image tokens, D width, M heads, L levels, P
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundingdino.model.image_tokens import ImageTokens, Sampling
 from groundingdino.ops import Activation, Linear, feed_forward, linear, ms_deform_attn
 
 
@@ -84,7 +84,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.activation)
+        return feed_forward(x, self.fc1, self.fc2, self.activation)
 
 
 class DeformableAttention(nn.Module):
@@ -115,36 +115,28 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(
-        self,
-        query: Tensor,
-        value: Tensor,
-        centers: Tensor,
-        offset_scale: Tensor,
-        shapes: Sequence[tuple[int, int]],
-        valid: Tensor | None,
-    ) -> Tensor:
-        """Look around the centres.
+    def forward(self, query: Tensor, memory: Tensor, sampling: Sampling, image: ImageTokens) -> Tensor:
+        """Look around the centres: returns (B, Q, D).
 
         Args:
             query: (B, Q, D), position included.
-            value: (B, S, D) image tokens.
-            centers: broadcastable to (B, Q, L, P, 2): reference point in each level's padded map, (x, y) in [0, 1].
-            offset_scale: likewise: what an offset of 1 is worth in those units.
-            shapes: (height, width) of each level, on the host.
-            valid: (B, S) bool, True = real, or None where nothing is padded.
-
-        Returns:
-            (B, Q, D).
+            memory: (B, S, D), the image tokens to look at.
+            sampling: centres and scale of the offsets for (B, Q, L, P, 2).
+            image: shapes and padding of these tokens.
         """
-        split = (self.num_heads, self.num_levels, self.num_points)
-        value = self.value_proj(value)
-        if valid is not None:
-            value = value.masked_fill(~valid[..., None], 0.0)
-        # Locations stay float32 under autocast: bfloat16 would round them to a third of a pixel.
-        offsets = self.sampling_offsets(query).float().unflatten(-1, (*split, 2))  # (B, Q, M, L, P, 2)
-        locations = torch.addcmul(centers[:, :, None], offsets, offset_scale[:, :, None])
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1, dtype=torch.float32)
+        # Values, zero in the padding
+        value = self.value_proj(memory)
+        if image.valid is not None:
+            value = value.masked_fill(~image.valid[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, M, D / M)
-        out = ms_deform_attn(value, shapes, locations, weights.unflatten(-1, split[1:]))
+
+        # Sampling locations stay float32 under autocast: bfloat16 would round them to a third of a pixel.
+        split = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (*split, 2))  # (B, Q, M, L, P, 2)
+        locations = torch.addcmul(sampling.centers[:, :, None], offsets, sampling.scale[:, :, None])
+
+        # Weights of the samples
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1, dtype=torch.float32)
+
+        out = ms_deform_attn(value, image.shapes, locations, weights.unflatten(-1, split[1:]))
         return self.output_proj(out.to(value.dtype))

@@ -3,7 +3,10 @@
 Axes: B images, Q queries, S image tokens, T text tokens, L levels, D width.
 """
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundingdino.config import ModelConfig
@@ -14,11 +17,22 @@ from groundingdino.model.attention import (
     SelfAttention,
     attention_bias,
 )
-from groundingdino.model.feature_enhancer import ImageTokens
-from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast, inverse_sigmoid
+from groundingdino.model.heads import BoxHead, ContrastiveHead, inverse_sigmoid
+from groundingdino.model.image_tokens import ImageTokens, Sampling
 from groundingdino.model.positions import box_encoding
+from groundingdino.model.text_encoder import TextContext
 from groundingdino.ops import Linear
 from groundingdino.structures import Prediction
+
+
+@dataclass(frozen=True)
+class QueryContext:
+    """Where the queries of one layer are, and what they may look at."""
+
+    position: Tensor  # (B, Q, D)
+    sampling: Sampling  # of (B, Q, L, P, 2)
+    bias: Tensor | None  # (Q, Q) from `attention_bias`; None where every query may look at every other
+    text_bias: Tensor  # (B, 1, 1, T) likewise
 
 
 class DecoderLayer(nn.Module):
@@ -35,31 +49,33 @@ class DecoderLayer(nn.Module):
         self.image_attention_norm = nn.LayerNorm(width)
         self.ffn = FeedForward(width, config.ffn_width)
         self.ffn_norm = nn.LayerNorm(width)
-        self.num_points = config.num_points
 
-    def forward(
-        self, query: Tensor, position: Tensor, reference: Tensor, self_bias: Tensor | None,
-        memory: Tensor, image: ImageTokens, text_memory: Tensor, text_bias: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """query and position (B, Q, D), reference (B, Q, L, 4) in each padded map; biases from
-        `attention_bias`: (Q, Q) or None, and (B, 1, 1, T)."""
-        query = self.self_attention_norm(query + self.self_attention(query, position, self_bias))
-        text_out = self.text_attention(query + position, text_memory, text_bias)
+    def forward(self, query: Tensor, context: QueryContext, image: ImageTokens, text: TextContext) -> Tensor:
+        """The new queries (B, Q, D); query (B, Q, D)."""
+        # Attention to each other
+        query = self.self_attention_norm(query + self.self_attention(query, context.position, context.bias))
+
+        # Attention to the text
+        text_out = self.text_attention(query + context.position, text.tokens, context.text_bias)
         query = self.text_attention_norm(query + text_out)
-        centers, offset_scale = reference[:, :, :, None].split(2, dim=-1)
-        looked = self.image_attention(
-            query + position, memory, centers, offset_scale * (0.5 / self.num_points), image.shapes, image.valid
-        )
-        query = self.image_attention_norm(query + looked)
+
+        # Attention to the image
+        query_with_position = query + context.position
+        image_out = self.image_attention(query_with_position, image.tokens, context.sampling, image)
+        query = self.image_attention_norm(query + image_out)
+
+        # Feed-forward
         return self.ffn_norm(query + self.ffn(query))
 
 
 class Decoder(nn.Module):
-    """Refines reference boxes layer by layer; every layer answers with logits and boxes of its own heads."""
+    """Refines reference boxes layer by layer; every layer predicts logits and boxes with its own heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
+        self.num_points = config.num_points
+        self.box_features = width // 2  # of each of the four numbers of a box
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
         self.position_fc1 = Linear(2 * width, width)
@@ -68,27 +84,40 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(config.decoder_layers))
 
     def forward(
-        self, query: Tensor, boxes: Tensor, attends: Tensor | None,
-        memory: Tensor, image: ImageTokens, text_memory: Tensor, text_valid: Tensor,
-    ) -> tuple[Prediction, ...]:  # fmt: skip
-        """query (B, Q, D), boxes (B, Q, 4) first references, attends (Q, Q) bool or None. One prediction a layer."""
-        ratios = torch.cat((image.valid_ratios, image.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
-        self_bias = None if attends is None else attention_bias(attends, query.dtype)
-        text_bias = attention_bias(text_valid[:, None, None], query.dtype)  # (B, 1, 1, T)
+        self, query: Tensor, boxes: Tensor, attends: Tensor | None, image: ImageTokens, text: TextContext
+    ) -> tuple[Prediction, ...]:
+        """One prediction per layer.
+
+        query (B, Q, D), boxes (B, Q, 4) the first references, attends (Q, Q) bool or None, where all may look at all.
+        """
+        bias = None if attends is None else attention_bias(attends, query.dtype)
+        text_bias = attention_bias(text.valid[:, None, None], query.dtype)  # (B, 1, 1, T)
         reference = boxes  # what the next layer looks around, without gradient
         forward_reference = boxes  # the same with the last layer's gradient ("look forward twice", DINO section 3.5)
-        features, answers = [], []
-        for layer, box_head in zip(self.layers, self.box_heads, strict=True):
-            scaled = reference[:, :, None] * ratios
-            position = box_encoding(scaled[:, :, 0], query.shape[-1] // 2).to(query.dtype)
-            position = self.position_fc2(self.position_fc1(position, activation="relu"))
-            query = layer(query, position, scaled, self_bias, memory, image, text_memory, text_bias)
-            features.append(self.norm(query))
-            # Two boxes a layer: the normed query's is the answer, the plain query's where the next layer looks.
-            answer, step = box_head(torch.stack((features[-1], query)))
-            answers.append((answer + inverse_sigmoid(forward_reference, eps=1e-5)).sigmoid())
+        predictions = []
+        for layer, box_head, contrastive_head in zip(self.layers, self.box_heads, self.contrastive_heads, strict=True):
+            # Attention around the reference boxes
+            position, sampling = self.locate(reference, image, query.dtype)
+            query = layer(query, QueryContext(position, sampling, bias, text_bias), image, text)
+
+            # Two boxes: the normed query's is the layer's, the plain query's is where the next layer looks.
+            normed = self.norm(query)
+            answer, step = box_head(torch.stack((normed, query)))
+            box = (answer + inverse_sigmoid(forward_reference, eps=1e-5)).sigmoid()
+            predictions.append(Prediction(contrastive_head(normed, text), box))
             forward_reference = (step + inverse_sigmoid(reference, eps=1e-3)).sigmoid()
             reference = forward_reference.detach()
-        bias = torch.stack([head.bias for head in self.contrastive_heads])[:, None, None]  # (layers, 1, 1, 1)
-        logits = contrast(torch.stack(features), text_memory, text_valid, bias)
-        return tuple(Prediction(layer_logits, box) for layer_logits, box in zip(logits, answers, strict=True))
+        return tuple(predictions)
+
+    def locate(self, reference: Tensor, image: ImageTokens, dtype: torch.dtype) -> tuple[Tensor, Sampling]:
+        """The queries' positions (B, Q, D) and sampling for reference boxes (B, Q, 4)."""
+        ratios = torch.cat((image.valid_ratios, image.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
+        boxes = reference[:, :, None] * ratios  # (B, Q, L, 4) in each padded map
+
+        # On the finest level, as in mmdet
+        encoding = box_encoding(boxes[:, :, 0], self.box_features).to(dtype)
+        position = self.position_fc2(F.relu(self.position_fc1(encoding)))
+
+        # Offsets are worth half a box, shared by the points.
+        center, size = boxes[:, :, :, None].split(2, dim=-1)
+        return position, Sampling(center, size * (0.5 / self.num_points))

@@ -6,6 +6,7 @@ Each object is shown to the decoder G times with a little noise on its box (to b
 Axes: B images, G groups, 2 (little, more), N objects, D width. The queries lie in the order (G, 2, N).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,16 @@ class Denoising(nn.Module):
         noisy = box_ops.xyxy_to_cxcywh((corners + shift).clamp(0, 1))
         noisy = torch.where(real, inverse_sigmoid(noisy, eps=1e-3), 0.0).sigmoid()
         return DenoisingQueries(content.flatten(1, 3), noisy.flatten(1, 3), 2 * labels.shape[-1])
+
+
+def split_queries(
+    layers: Sequence[Prediction], queries: DenoisingQueries
+) -> tuple[DenoisingOutput, tuple[Prediction, ...]]:
+    """The predictions for the denoising queries, and those for the matching queries behind them."""
+    count = queries.boxes.shape[1]
+    denoising = tuple(Prediction(layer.logits[:, :count], layer.boxes[:, :count]) for layer in layers)
+    matching = tuple(Prediction(layer.logits[:, count:], layer.boxes[:, count:]) for layer in layers)
+    return DenoisingOutput(denoising, count // queries.group_size), matching
 
 
 def self_attention_mask(num_denoising: int, group_size: int, num_matching: int, device: torch.device) -> Tensor:

@@ -4,41 +4,17 @@
 Axes: B images, S image tokens, T text tokens, D width, L levels.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.config import ModelConfig
-from groundingdino.model.attention import DeformableAttention, FeedForward, SelfAttention, attention_bias
+from groundingdino.model.attention import DeformableAttention, FeedForward, SelfAttention
 from groundingdino.model.fusion import Fusion
-from groundingdino.model.positions import text_position_encoding
-from groundingdino.structures import TextBatch
-
-
-@dataclass(frozen=True)
-class ImageTokens:
-    """What the image half of the model hands on; `take` repeats it for several sentences."""
-
-    tokens: Tensor  # (B, S, D)
-    position: Tensor  # (B, S, D) sine encoding + level embedding
-    valid: Tensor | None  # (B, S) bool, True = real; None where nothing is padded
-    valid_ratios: Tensor  # (B, L, 2) share of each padded map that is image, (x, y)
-    grid: Tensor  # (B, S, 2) centre of each token in the unpadded image, (x, y) in [0, 1]; beyond 1 in the padding
-    level_sizes: Tensor  # (L, 2) width and height of each map, float
-    shapes: tuple[tuple[int, int], ...]  # (height, width) of each map, on the host
-
-    def take(self, index: list[int]) -> "ImageTokens":
-        """Rows of the batch, in this order, repeats allowed: one image for several sentences."""
-
-        def rows(x: Tensor) -> Tensor:
-            return x.expand(len(index), *x.shape[1:]) if len(x) == 1 else x[index]
-
-        return ImageTokens(
-            rows(self.tokens), rows(self.position), None if self.valid is None else rows(self.valid),
-            rows(self.valid_ratios), rows(self.grid), self.level_sizes, self.shapes,
-        )  # fmt: skip
+from groundingdino.model.image_tokens import ImageTokens, Sampling
+from groundingdino.model.text_encoder import TextContext
 
 
 class TextLayer(nn.Module):
@@ -51,10 +27,13 @@ class TextLayer(nn.Module):
         self.ffn = FeedForward(width, ffn_width)
         self.ffn_norm = nn.LayerNorm(width)
 
-    def forward(self, text: Tensor, position: Tensor, bias: Tensor) -> Tensor:
-        """text and position (B, T, D), bias (B, 1, T, T) from `attention_bias`."""
-        text = self.attention_norm(text + self.attention(text, position, bias))
-        return self.ffn_norm(text + self.ffn(text))
+    def forward(self, text: TextContext) -> Tensor:
+        """The new text tokens (B, T, D)."""
+        # Attention inside each sub-sentence
+        tokens = self.attention_norm(text.tokens + self.attention(text.tokens, text.position, text.bias))
+
+        # Feed-forward
+        return self.ffn_norm(tokens + self.ffn(tokens))
 
 
 class ImageLayer(nn.Module):
@@ -67,16 +46,15 @@ class ImageLayer(nn.Module):
         self.ffn = FeedForward(config.width, config.ffn_width)
         self.ffn_norm = nn.LayerNorm(config.width)
 
-    def forward(self, memory: Tensor, image: ImageTokens, centers: Tensor, offset_scale: Tensor) -> Tensor:
-        """memory (B, S, D), centers (B, S, L, P, 2), offset_scale (1, 1, L, P, 2).
+    def forward(self, image: ImageTokens, sampling: Sampling) -> Tensor:
+        """The new image tokens (B, S, D)."""
+        # Attention to all levels
+        query_with_position = image.tokens + image.position
+        image_out = self.attention(query_with_position, image.tokens, sampling, image)
+        tokens = self.attention_norm(image.tokens + image_out)
 
-        Returns what `ffn_norm` has to be applied to. With the norm outside, a layer that is recomputed in the backward
-        pass ends before the feed-forward's second product, which no gradient inside needs.
-        """
-        query = memory + image.position
-        looked = self.attention(query, memory, centers, offset_scale, image.shapes, image.valid)
-        memory = self.attention_norm(memory + looked)
-        return memory + self.ffn(memory)
+        # Feed-forward
+        return self.ffn_norm(tokens + self.ffn(tokens))
 
 
 class EnhancerLayer(nn.Module):
@@ -88,19 +66,20 @@ class EnhancerLayer(nn.Module):
         self.text_layer = TextLayer(config.width, config.text_layer_heads, config.text_layer_ffn_width)
         self.image_layer = ImageLayer(config)
 
-    def forward(
-        self, memory: Tensor, text_memory: Tensor, image: ImageTokens, text: TextBatch,
-        text_position: Tensor, text_bias: Tensor, centers: Tensor, offset_scale: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """memory (B, S, D), text_memory (B, T, D); returns both, memory without the image layer's last norm."""
-        memory, text_memory = self.fusion(memory, text_memory, image.valid, text.valid)
-        text_memory = self.text_layer(text_memory, text_position, text_bias)
-        memory = self.image_layer(memory, image, centers, offset_scale)
-        return memory, text_memory
+    def forward(self, image: ImageTokens, text: TextContext, sampling: Sampling) -> tuple[ImageTokens, TextContext]:
+        """Both with new tokens."""
+        # Image and text attend to each other
+        image_tokens, text_tokens = self.fusion(image.tokens, text.tokens, image.valid, text.valid)
+        image, text = replace(image, tokens=image_tokens), replace(text, tokens=text_tokens)
+
+        # Each attends to itself
+        text = replace(text, tokens=self.text_layer(text))
+        image = replace(image, tokens=self.image_layer(image, sampling))
+        return image, text
 
 
 class FeatureEnhancer(nn.Module):
-    """Image tokens and text tokens -> memory and text memory that know of each other."""
+    """Makes image tokens and text tokens know of each other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -108,20 +87,23 @@ class FeatureEnhancer(nn.Module):
         self.num_points = config.num_points
         self.layers = nn.ModuleList(EnhancerLayer(config) for _ in range(config.enhancer_layers))
 
-    def forward(self, image: ImageTokens, text_tokens: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
-        """Returns memory (B, S, D) and text_memory (B, T, D)."""
-        memory, text_memory = image.tokens, text_tokens
-        # Repeated for the points here: to broadcast over the last axis of two costs every layer four times as much.
-        centers = (image.grid[:, :, None] * image.valid_ratios[:, None])[:, :, :, None]  # in each padded map
-        centers = centers.expand(-1, -1, -1, self.num_points, -1).contiguous()  # (B, S, L, P, 2)
-        offset_scale = (1 / image.level_sizes)[None, None, :, None].expand(-1, -1, -1, self.num_points, -1).contiguous()
-        text_position = text_position_encoding(text.position_ids, text_tokens.shape[-1]).to(text_tokens.dtype)
-        text_bias = attention_bias(text.attends[:, None], text_tokens.dtype)
+    def forward(self, image: ImageTokens, text: TextContext) -> tuple[ImageTokens, TextContext]:
+        """Both with the tokens that mmdet calls memory and memory_text: (B, S, D) and (B, T, D)."""
+        sampling = self.token_sampling(image)
         for layer in self.layers:
-            inputs = (memory, text_memory, image, text, text_position, text_bias, centers, offset_scale)
             if self.recompute and self.training and torch.is_grad_enabled():
-                memory, text_memory = checkpoint(layer, *inputs, use_reentrant=False)
+                image, text = checkpoint(layer, image, text, sampling, use_reentrant=False)
             else:
-                memory, text_memory = layer(*inputs)
-            memory = layer.image_layer.ffn_norm(memory)
-        return memory, text_memory
+                image, text = layer(image, text, sampling)
+        return image, text
+
+    def token_sampling(self, image: ImageTokens) -> Sampling:
+        """Every token looks around its own centre, and an offset of 1 is a pixel of the level looked at."""
+        centers = image.grid[:, :, None] * image.valid_ratios[:, None]  # (B, S, L, 2) in each padded map
+        scale = (1 / image.level_sizes)[None, None]  # (1, 1, L, 2)
+
+        # Repeated for the points here: to broadcast over the last axis of two costs every layer four times as much.
+        def repeated(x: Tensor) -> Tensor:
+            return x[:, :, :, None].expand(-1, -1, -1, self.num_points, -1).contiguous()
+
+        return Sampling(repeated(centers), repeated(scale))

@@ -1,11 +1,13 @@
 """What turns query features into logits and boxes (mmdet `dense_heads/grounding_dino_head.py`)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundingdino.model.text_encoder import TextContext
 from groundingdino.ops import Linear
 
-START_BIAS = -4.6  # log of the prior probability 0.01
+PRIOR_BIAS = -4.6  # log of the prior probability 0.01
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
@@ -26,22 +28,21 @@ class BoxHead(nn.Module):
 
     def forward(self, query: Tensor) -> Tensor:
         """(..., D) -> (..., 4), float32 also under autocast."""
-        return self.fc3(self.fc2(self.fc1(query, activation="relu"), activation="relu")).float()
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(query))))).float()
 
 
 class ContrastiveHead(nn.Module):
-    """The learned bias of one layer's logits; `contrast` is the rest of the head."""
+    """Alignment of queries with text tokens: scaled dot product and a learned bias."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.full((1,), START_BIAS))
+        self.bias = nn.Parameter(torch.full((1,), PRIOR_BIAS))
+
+    def forward(self, query: Tensor, text: TextContext) -> Tensor:
+        """Logits (B, Q, T), float32 also under autocast, -inf at text padding; query (B, Q, D)."""
+        return alignment_logits(query, text.tokens, self.bias).masked_fill(~text.valid[:, None], float("-inf"))
 
 
-def contrast(query: Tensor, text_memory: Tensor, text_valid: Tensor, bias: Tensor) -> Tensor:
-    """Alignment of queries with text tokens: scaled dot product and a learned bias.
-
-    query (..., B, Q, D), text_memory (B, T, D), text_valid (B, T), bias broadcastable to the result
-    -> logits (..., B, Q, T), float32, -inf at text padding.
-    """
-    logits = query @ (text_memory * query.shape[-1] ** -0.5).mT + bias
-    return logits.float().masked_fill(~text_valid[:, None], float("-inf"))
+def alignment_logits(query: Tensor, text_tokens: Tensor, bias: Tensor) -> Tensor:
+    """(B, Q, T) float32 for query (B, Q, D), text_tokens (B, T, D) and bias (1,)."""
+    return (query @ (text_tokens * query.shape[-1] ** -0.5).mT + bias).float()

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from groundingdino.model.feature_enhancer import ImageTokens
-from groundingdino.model.heads import BoxHead, ContrastiveHead, contrast
-from groundingdino.ops import Linear, linear
+from groundingdino.model.heads import BoxHead, ContrastiveHead
+from groundingdino.model.image_tokens import ImageTokens
+from groundingdino.model.text_encoder import TextContext
+from groundingdino.ops import Linear
 from groundingdino.structures import Prediction
 
 ANCHOR_SIZE = 0.05  # of the image, on the finest level; doubles from level to level
@@ -44,6 +45,15 @@ def anchors(image: ImageTokens) -> tuple[Tensor, Tensor]:
     return logits, usable
 
 
+def without_autocast_cache(device_type: str) -> torch.autocast:
+    """Autocast as it is, but keeping no half-precision copy of a weight.
+
+    A copy that is made without gradient would otherwise be used again where the gradient is needed.
+    """
+    dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, dtype, enabled, cache_enabled=False)
+
+
 class QuerySelection(nn.Module):
     """Every image token proposes a box; the Q that match some text token best become the decoder's references."""
 
@@ -57,16 +67,17 @@ class QuerySelection(nn.Module):
         nn.init.xavier_uniform_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, memory: Tensor, image: ImageTokens, text_memory: Tensor, text_valid: Tensor) -> Selection:
-        """memory (B, S, D), text_memory (B, T, D). Fewer than num_queries tokens: all of them are taken."""
+    def forward(self, image: ImageTokens, text: TextContext) -> Selection:
+        """The Q best tokens of each image as boxes; all tokens where they are fewer."""
+        # A proposal at every token, for the ranking only: ranks carry no gradient.
         anchor_logits, usable = anchors(image)
-        memory = memory.masked_fill(~usable[..., None], 0.0)
-        with torch.no_grad():  # ranks carry no gradient, so only the chosen tokens are computed with one
-            # Autocast would keep the weight's half-precision copy, made without a gradient, for the use below as well.
-            projected = linear(memory, self.fc.weight.detach(), self.fc.bias.detach())
-            logits = contrast(self.norm(projected), text_memory, text_valid, self.contrastive_head.bias)
-            best = logits.amax(dim=-1).topk(min(self.num_queries, memory.shape[1]), dim=1).indices[..., None]
-        chosen = self.norm(self.fc(memory.gather(1, best.expand(-1, -1, memory.shape[-1]))))
-        logits = contrast(chosen, text_memory, text_valid, self.contrastive_head.bias)
+        tokens = image.tokens.masked_fill(~usable[..., None], 0.0)
+        with torch.no_grad(), without_autocast_cache(tokens.device.type):
+            logits = self.contrastive_head(self.norm(self.fc(tokens)), text)
+            best = logits.amax(dim=-1).topk(min(self.num_queries, tokens.shape[1]), dim=1).indices[..., None]
+
+        # The chosen ones again, with gradient
+        chosen = self.norm(self.fc(tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))))
+        logits = self.contrastive_head(chosen, text)
         boxes = (self.box_head(chosen) + anchor_logits.gather(1, best.expand(-1, -1, 4))).sigmoid()
         return Selection(boxes.detach(), Prediction(logits, boxes))

@@ -3,14 +3,38 @@
 Our own module, not transformers': its interface to three-dimensional masks has broken several times (USERS pains).
 """
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 
 from groundingdino.config import TextConfig
 from groundingdino.model.attention import FeedForward, SelfAttention, attention_bias
+from groundingdino.model.positions import text_position_encoding
 from groundingdino.ops import Linear
 from groundingdino.structures import TextBatch
 
 LAYER_NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Text tokens, and what every layer needs to attend to them."""
+
+    tokens: Tensor  # (B, T, D)
+    valid: Tensor  # (B, T) bool, True = real
+    position: Tensor  # (B, T, D) sine encoding
+    bias: Tensor  # (B, 1, T, T) `attention_bias` of each sub-sentence to itself
+
+
+def text_context(tokens: Tensor, text: TextBatch) -> TextContext:
+    """The context of text tokens (B, T, D), computed once per forward."""
+    return TextContext(
+        tokens=tokens,
+        valid=text.valid,
+        position=text_position_encoding(text.position_ids, tokens.shape[-1]).to(tokens.dtype),
+        bias=attention_bias(text.attends[:, None], tokens.dtype),
+    )
 
 
 class BertEmbeddings(nn.Module):
@@ -26,8 +50,9 @@ class BertEmbeddings(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, token_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """(B, T) ids, (B, T) positions -> (B, T, width)."""
-        return self.norm(self.word(token_ids) + self.position(position_ids) + self.token_type.weight[0])
+        """(B, T, width) of ids (B, T) and positions (B, T)."""
+        segment = self.token_type(torch.zeros_like(token_ids))
+        return self.norm(self.word(token_ids) + self.position(position_ids) + segment)
 
 
 class BertLayer(nn.Module):

@@ -1,6 +1,6 @@
 """Operators with a kernel of their own; each has a reference with the same signature."""
 
-from groundingdino.ops.feed_forward import feed_forward
+from groundingdino.ops.feed_forward import feed_forward, feed_forward_reference
 from groundingdino.ops.linear import Activation, Linear, bmm, linear
 from groundingdino.ops.ms_deform_attn import cpu as cpu  # registers the CPU's kernels
 from groundingdino.ops.ms_deform_attn import npu as npu  # registers the NPU's kernels; needs neither torch_npu nor CANN
@@ -13,6 +13,7 @@ __all__ = [
     "Linear",
     "bmm",
     "feed_forward",
+    "feed_forward_reference",
     "linear",
     "Windows",
     "ms_deform_attn",

@@ -1,4 +1,4 @@
-"""The feed-forward block of a transformer layer: two products with an activation between them.
+"""The feed-forward block of a transformer layer: two linear layers with an activation between them.
 
 Axes: R rows, D width, H hidden width.
 """
@@ -7,43 +7,56 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from groundingdino.ops.cpu_library import call, workspace_size
-from groundingdino.ops.linear import ACTIVATIONS, Activation, Inputs, activate, needs_gradient, product, uses_cpu_kernel
+from groundingdino.ops.linear import (
+    ACTIVATIONS,
+    Activation,
+    Inputs,
+    Linear,
+    activate,
+    needs_gradient,
+    product,
+    uses_cpu_kernel,
+)
 from groundingdino.ops.linear import forward as linear_forward
 
 AT_ONCE = 1 << 22  # numbers of the hidden layer: 16 MiB, so that they wait in the processor's cache for the next step
 
 
-def feed_forward(
-    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: Activation
-) -> Tensor:
-    """`F.linear(activation(F.linear(x, weight1, bias1)), weight2, bias2)`; "gelu" is the exact one.
+def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module, activation: Activation) -> Tensor:
+    """`fc2(activation(fc1(x)))`, (..., D) -> (..., D); "gelu" is the exact one.
 
     In float32 on an x86 CPU the hidden layer never exists as a whole. Forward and backward go over some rows at a time,
-    and the backward pass computes the hidden layer again: one product in six more, and less time all the same, because
-    at (image tokens, 2048) keeping it costs more than computing it.
-
-    Args:
-        x: (..., D).
-        weight1: (H, D).
-        bias1: (H,).
-        weight2: (D, H).
-        bias2: (D,).
-        activation: relu or gelu.
-
-    Returns:
-        (..., D).
+    and the backward pass computes the hidden layer again: one matmul in six more, and less time all the same, because
+    at (image tokens, 2048) keeping it costs more than computing it. So the layers are called one by one only where
+    somebody observes or replaces one of them (`is_plain`).
     """
-    tensors = (x, weight1, bias1, weight2, bias2)
-    if not uses_cpu_kernel(x, weight1, "feed_forward"):
-        return F.linear(activate(F.linear(x, weight1, bias1), activation), weight2, bias2)
+    if not (is_plain(fc1) and is_plain(fc2) and uses_cpu_kernel(x, fc1.weight, "feed_forward")):
+        return feed_forward_reference(x, fc1, fc2, activation)
+    tensors = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     if not needs_gradient(*tensors):
         return torch.ops.groundingdino.feed_forward(*tensors, activation)
     inputs = Inputs.apply(*tensors)
     return _FeedForward.apply(inputs[0].grad_fn, *inputs, activation)
+
+
+def feed_forward_reference(x: Tensor, fc1: nn.Module, fc2: nn.Module, activation: Activation) -> Tensor:
+    """`feed_forward` in plain torch, on every device."""
+    return fc2(activate(fc1(x), activation))
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether to call the layer is to multiply by its weight and to add its bias, and nobody would notice the call.
+
+    Not so for an adapter, a quantised or a parametrized layer (each is of another type), or with a hook on it.
+    """
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    replaced = type(layer) is not Linear or "forward" in vars(layer) or layer.bias is None
+    return not replaced and not any(hooks) and not _has_any_global_hook()
 
 
 class _FeedForward(torch.autograd.Function):

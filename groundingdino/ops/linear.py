@@ -68,7 +68,7 @@ def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
 
 def uses_cpu_kernel(x: Tensor, weight: Tensor, operator: Operator = "linear") -> bool:
     """Whether a product is the CPU kernel's."""
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+    if x.device.type != "cpu" or x.dim() < 2 or not x.dtype == weight.dtype == torch.float32:
         return False
     # A compiler chooses products by itself.
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < MIN_MULTIPLY_ADDS:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from groundingdino.ops import cpu_library, feed_forward
+from groundingdino import ops
+from groundingdino.ops import Linear, cpu_library
 from groundingdino.ops.feed_forward import forward
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
@@ -21,6 +22,18 @@ TOLERANCE = 3e-6  # float32 sums of up to 40 products, of size about 1, in anoth
 
 def plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
     return F.linear(ACTIVATIONS[activation](F.linear(x, w1, b1)), w2, b2)
+
+
+def layer(weight: Tensor, bias: Tensor) -> Linear:
+    """A layer that has these tensors, so that gradients reach them."""
+    made = Linear(*weight.shape[::-1], device="meta")
+    del made.weight, made.bias
+    made.weight, made.bias = weight, bias
+    return made
+
+
+def feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
+    return ops.feed_forward(x, layer(w1, b1), layer(w2, b2), activation)
 
 
 def arguments(*rows: int) -> list[Tensor]:
@@ -122,8 +135,34 @@ def test_what_needs_no_gradient_gets_none():
 
 
 def test_it_compiles_into_one_graph():
-    tensors = arguments(ROWS)
-    compiled = torch.compile(feed_forward, fullgraph=True, backend="aot_eager")
-    actual, expected = (output_and_gradients(f, *tensors, "gelu") for f in (compiled, feed_forward))
-    for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    fc1, fc2 = Linear(WIDTH, HIDDEN), Linear(HIDDEN, WIDTH)
+
+    def block(x: Tensor) -> Tensor:
+        return ops.feed_forward(x, fc1, fc2, "gelu")
+
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    inputs = (x, *fc1.parameters(), *fc2.parameters())
+    outputs = [function(x) for function in (torch.compile(block, fullgraph=True, backend="aot_eager"), block)]
+    gradients = [torch.autograd.grad(out.square().sum(), inputs) for out in outputs]
+    for a, b in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("observer", ["hook", "global hook", "adapter"])
+def test_layers_that_somebody_observes_or_replaces_are_called(observer):
+    fc1, fc2, x = Linear(WIDTH, HIDDEN), Linear(HIDDEN, WIDTH), torch.randn(ROWS, WIDTH)
+    expected = ops.feed_forward(x, fc1, fc2, "relu")
+    calls = []
+    if observer == "adapter":
+        fc1 = torch.nn.Sequential(fc1, torch.nn.Identity())
+        fc1[1].register_forward_hook(lambda *_: calls.append(1))
+    elif observer == "hook":
+        fc2.register_forward_pre_hook(lambda *_: calls.append(1))
+    else:
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+    try:
+        torch.testing.assert_close(ops.feed_forward(x, fc1, fc2, "relu"), expected, rtol=0, atol=1e-5)
+    finally:
+        if observer == "global hook":
+            handle.remove()
+    assert calls
