@@ -2,9 +2,8 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.report import Figures
 
-IMAGES_AT_ONCE = 500  # handed to pycocotools together: it wants a dict for each box
+IMAGES_AT_ONCE = 500  # matched together
 MAX_DETECTIONS = (1, 10, 100)  # per image and category; the last is that of AP
 MAX_DETECTIONS_SPLIT = 1000  # mmdet takes the base and novel figures with this many, the others with 100
 Array = NDArray[Any]
@@ -61,97 +60,125 @@ class CocoTruth:
 
 
 def score(truth: CocoTruth, answers: Iterable[ImageAnswer]) -> Figures:
-    """COCO's twelve figures and the AP of each category.
-
-    The figures are pycocotools', with 1, 10 and 100 boxes per image and category.
-    Figures are in [0, 1], NaN where there is nothing to find. Images without an answer count as answered with no box.
-    With a split, also AP and AP50 of its base and novel categories (mmdet `evaluation/metrics/ov_coco_metric.py`).
-    """
-    max_detections = [*MAX_DETECTIONS, *([] if truth.split is None else [MAX_DETECTIONS_SPLIT])]
-    precision, recall = precision_and_recall(truth, answers, max_detections)
-    at = MAX_DETECTIONS.index(100)
-    values = {
-        "AP": _mean(precision[:, :, :, 0, at]),
-        "AP50": _mean(precision[0, :, :, 0, at]),
-        "AP75": _mean(precision[5, :, :, 0, at]),
-        **{f"AP_{area}": _mean(precision[:, :, :, n, at]) for n, area in enumerate(AREAS) if n},
-        **{f"AR@{most}": _mean(recall[:, :, 0, n]) for n, most in enumerate(MAX_DETECTIONS)},
-        **{f"AR_{area}@100": _mean(recall[:, :, n, at]) for n, area in enumerate(AREAS) if n},
-    }
-    if truth.split is not None:
-        groups = {"base": truth.split.base, "novel": truth.split.novel}
-        for group, members in groups.items():
-            columns = [n for n, name in enumerate(truth.names) if name in members]
-            values[f"{group}_AP"] = _mean(precision[:, :, columns, 0, -1])
-            values[f"{group}_AP50"] = _mean(precision[0, :, columns, 0, -1])
-    per_category = [(name, _mean(precision[:, :, n, 0, -1])) for n, name in enumerate(truth.names)]
-    return Figures(values, tuple(per_category))
-
-
-def _mean(values: Any) -> float:
-    """Of the entries for which there was something to find (pycocotools marks the others with -1)."""
-    counted = values[values > -1]
-    return float(counted.mean()) if counted.size else float("nan")
+    """COCO's twelve figures and the AP of each category, from one pass over the answers."""
+    accumulator = CocoAccumulator(truth)
+    for answer in answers:
+        accumulator.add(answer)
+    return accumulator.figures()
 
 
 def precision_and_recall(
     truth: CocoTruth, answers: Iterable[ImageAnswer], max_detections: Sequence[int], areas: Sequence[str] = AREAS
 ) -> tuple[Array, Array]:
-    """pycocotools' precision (T, R, C, A, M) and recall (T, C, A, M), -1 where there is nothing to find.
+    """`CocoAccumulator.precision_and_recall` from one pass over the answers."""
+    accumulator = CocoAccumulator(truth, max_detections, areas)
+    for answer in answers:
+        accumulator.add(answer)
+    return accumulator.precision_and_recall()
 
-    Axes: T IoU thresholds, R recalls, C categories in the order of `truth`, A `areas`, M `max_detections`.
+
+class CocoAccumulator:
+    """Takes answers one by one, in any order, and gives pycocotools' figures. An image may be answered once.
+
+    Args:
+        max_detections: boxes per image and category that count; the last is that of `figures`' AP.
+        areas: of `AREAS`, all of them for `figures`.
     """
-    from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on every step
-        ground_truth = _index(truth.document, [_complete(one) for one in truth.document["annotations"]])
-        image_ids, parts = [], []
-        for group in _groups(answers, ground_truth.getImgIds()):
-            part = COCOeval(ground_truth, _results(truth, group), "bbox")
-            _configure(part.params, truth.category_ids, max_detections, areas)
-            part.params.imgIds = [answer.image_id for answer in group]
-            part.evaluate()
-            parts.append(_as_array(part.evalImgs, (len(truth.category_ids), len(areas), len(group))))
-            image_ids += list(part.params.imgIds)  # evaluate() has sorted them
+    def __init__(
+        self, truth: CocoTruth, max_detections: Sequence[int] = MAX_DETECTIONS, areas: Sequence[str] = AREAS
+    ) -> None:
+        self.truth, self.areas = truth, areas
+        self.max_detections = [*max_detections, *([] if truth.split is None else [MAX_DETECTIONS_SPLIT])]
+        self._objects = _index(truth.document, [_complete(one) for one in truth.document["annotations"]])
+        self._missing = dict.fromkeys(self._objects.getImgIds())  # an ordered set
+        self._waiting: list[ImageAnswer] = []
+        self._image_ids: list[int] = []
+        self._evaluated: list[Array] = []
+
+    def add(self, answer: ImageAnswer) -> None:
+        """Count one answer in. ValueError if its image is not annotated, or was answered before."""
+        if answer.image_id not in self._missing:
+            raise ValueError(f"image {answer.image_id} is answered twice, or not in the annotation file")
+        del self._missing[answer.image_id]
+        self._waiting.append(answer)
+        if len(self._waiting) == IMAGES_AT_ONCE:
+            self._evaluate()
+
+    def figures(self) -> Figures:
+        """Shares in [0, 1], NaN where there is nothing to find; an image without an answer counts as without boxes.
+
+        The figures are COCO's twelve; with a split also AP and AP50 of its base and novel categories, as in mmdet
+        `evaluation/metrics/ov_coco_metric.py`.
+        """
+        precision, recall = self.precision_and_recall()
+        at = MAX_DETECTIONS.index(100)
+        values = {
+            "AP": _mean(precision[:, :, :, 0, at]),
+            "AP50": _mean(precision[0, :, :, 0, at]),
+            "AP75": _mean(precision[5, :, :, 0, at]),
+            **{f"AP_{area}": _mean(precision[:, :, :, n, at]) for n, area in enumerate(AREAS) if n},
+            **{f"AR@{most}": _mean(recall[:, :, 0, n]) for n, most in enumerate(MAX_DETECTIONS)},
+            **{f"AR_{area}@100": _mean(recall[:, :, n, at]) for n, area in enumerate(AREAS) if n},
+        }
+        if self.truth.split is not None:
+            groups = {"base": self.truth.split.base, "novel": self.truth.split.novel}
+            for group, members in groups.items():
+                columns = [n for n, name in enumerate(self.truth.names) if name in members]
+                values[f"{group}_AP"] = _mean(precision[:, :, columns, 0, -1])
+                values[f"{group}_AP50"] = _mean(precision[0, :, columns, 0, -1])
+        per_category = [(name, _mean(precision[:, :, n, 0, -1])) for n, name in enumerate(self.truth.names)]
+        return Figures(values, tuple(per_category))
+
+    def precision_and_recall(self) -> tuple[Array, Array]:
+        """pycocotools' precision (T, R, C, A, M) and recall (T, C, A, M), -1 where there is nothing to find.
+
+        Axes: T IoU thresholds, R recalls, C categories in the order of `truth`, A `areas`, M `max_detections`.
+        """
+        from pycocotools.cocoeval import COCOeval
+
+        nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
+        for image_id in list(self._missing):
+            self.add(ImageAnswer(image_id, *nothing))
+        self._evaluate()
         # Boxes of equal score rank by image id, however the answers came.
-        evaluated = np.concatenate(parts, axis=2)[:, :, np.argsort(image_ids)]
+        evaluated = np.concatenate(self._evaluated, axis=2)[:, :, np.argsort(self._image_ids)]
         total = COCOeval(iouType="bbox")
-        _configure(total.params, truth.category_ids, max_detections, areas)
-        total.params.imgIds = sorted(image_ids)
+        self._configure(total.params, self._image_ids)
         total._paramsEval, total.evalImgs = total.params, evaluated.ravel().tolist()
-        total.accumulate()
-    in_order = [sorted(truth.category_ids).index(category) for category in truth.category_ids]
-    return total.eval["precision"][:, :, in_order], total.eval["recall"][:, in_order]
+        with contextlib.redirect_stdout(io.StringIO()):
+            total.accumulate()
+        in_order = [sorted(self.truth.category_ids).index(category) for category in self.truth.category_ids]
+        return total.eval["precision"][:, :, in_order], total.eval["recall"][:, in_order]
+
+    def _evaluate(self) -> None:
+        """Match the boxes that wait; pycocotools wants a dict for each, so they are few at once."""
+        from pycocotools.cocoeval import COCOeval
+
+        if not self._waiting:
+            return
+        with contextlib.redirect_stdout(io.StringIO()):
+            part = COCOeval(self._objects, _results(self.truth, self._waiting), "bbox")
+            self._configure(part.params, [answer.image_id for answer in self._waiting])
+            part.evaluate()
+        evaluated = np.empty(len(part.evalImgs), dtype=object)
+        evaluated[:] = part.evalImgs
+        self._evaluated.append(evaluated.reshape(len(self.truth.category_ids), len(self.areas), len(self._waiting)))
+        self._image_ids += [int(image_id) for image_id in part.params.imgIds]  # in the order of evalImgs
+        self._waiting = []
+
+    def _configure(self, params: Any, image_ids: Sequence[int]) -> None:
+        chosen = [place for place, area in enumerate(params.areaRngLbl) if area in self.areas]
+        params.areaRng = [params.areaRng[place] for place in chosen]
+        params.areaRngLbl = [params.areaRngLbl[place] for place in chosen]
+        params.catIds, params.imgIds = sorted(self.truth.category_ids), sorted(image_ids)
+        params.maxDets = self.max_detections
 
 
-def _configure(params: Any, category_ids: Sequence[int], max_detections: Sequence[int], areas: Sequence[str]) -> None:
-    chosen = [place for place, area in enumerate(params.areaRngLbl) if area in areas]
-    params.areaRng = [params.areaRng[place] for place in chosen]
-    params.areaRngLbl = [params.areaRngLbl[place] for place in chosen]
-    params.catIds, params.maxDets = sorted(category_ids), list(max_detections)
-
-
-def _groups(answers: Iterable[ImageAnswer], image_ids: Sequence[int]) -> Iterator[list[ImageAnswer]]:
-    """The answers, `IMAGES_AT_ONCE` together, then one without boxes for each image that has no answer."""
-    missing = dict.fromkeys(image_ids)  # an ordered set
-
-    def all_answers() -> Iterator[ImageAnswer]:
-        for answer in answers:
-            if answer.image_id not in missing:
-                raise ValueError(f"image {answer.image_id} is answered twice, or not in the annotation file")
-            del missing[answer.image_id]
-            yield answer
-        nothing = np.zeros(0, np.int64)
-        yield from (ImageAnswer(image_id, np.zeros((0, 4)), np.zeros(0), nothing) for image_id in list(missing))
-
-    yield from batched(all_answers(), IMAGES_AT_ONCE)
-
-
-def batched(items: Iterable[ImageAnswer], size: int) -> Iterator[list[ImageAnswer]]:
-    """Lists of `size`, the last one shorter."""
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
+def _mean(values: Array) -> float:
+    """Of the entries for which there was something to find (pycocotools marks the others with -1)."""
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else float("nan")
 
 
 def _complete(annotation: dict[str, Any]) -> dict[str, Any]:
@@ -181,13 +208,8 @@ def _results(truth: CocoTruth, group: Sequence[ImageAnswer]) -> Any:
 def _index(document: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:
     from pycocotools.coco import COCO
 
-    indexed = COCO()
-    indexed.dataset = {**document, "annotations": annotations}
-    indexed.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on every step
+        indexed = COCO()
+        indexed.dataset = {**document, "annotations": annotations}
+        indexed.createIndex()
     return indexed
-
-
-def _as_array(items: Sequence[Any], shape: tuple[int, ...]) -> Array:
-    result = np.empty(len(items), dtype=object)
-    result[:] = items
-    return result.reshape(shape)
