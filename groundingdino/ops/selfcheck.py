@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference
-from groundingdino.ops.ms_deform_attn import npu
+from groundingdino.ops.ms_deform_attn import npu, triton
 from groundingdino.runtime import bootstrap, devices
 from groundingdino.runtime.kernels import OLD_VARIABLE, VARIABLE, kernel_mode
 
@@ -69,6 +69,9 @@ def path_line(device: torch.device) -> str:
         )
     if device.type == "cpu" and cpu_library.library() is not None:
         return "path: our CPU kernel"
+    if device.type == "cuda":
+        problem = triton.kernel_problem(device, torch.float32, channels=32, levels=4, backward=True)
+        return f"path: grid_sample, because {problem}" if problem else "path: our Triton kernels"
     return f"path: grid_sample, there is no kernel for {device.type}" + (" built" if device.type == "cpu" else "")
 
 

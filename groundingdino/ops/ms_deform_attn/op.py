@@ -1,7 +1,8 @@
 """Multi-scale deformable attention: the public function, one operator schema for all devices, its autograd.
 
-Kernels register themselves on `groundingdino::ms_deform_attn` and `groundingdino::ms_deform_attn_backward`: the CPU one
-in `cpu.py`; a device without a kernel runs the composite of `reference.py`.
+Kernels register themselves on `groundingdino::ms_deform_attn` and `groundingdino::ms_deform_attn_backward`: the CPU's
+in `cpu.py`, CUDA's and ROCm's in `triton.py`, an NPU's in `npu.py`. A device without a kernel runs the composite of
+`reference.py`.
 
 Axes: B images, S image tokens, M heads, C channels a head, Q queries, L levels, P points.
 """
@@ -43,7 +44,8 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
     flat_shapes = [size for shape in shapes for size in shape]
     check_arguments(value, flat_shapes, locations, weights)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    out = torch.ops.groundingdino.ms_deform_attn(value.to(dtype), flat_shapes, locations.to(dtype), weights.to(dtype))
+    given = value if value.device.type == "cuda" else value.to(dtype)  # the CUDA kernels read half precision
+    out = torch.ops.groundingdino.ms_deform_attn(given, flat_shapes, locations.to(dtype), weights.to(dtype))
     return out.to(value.dtype)
 
 
