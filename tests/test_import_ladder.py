@@ -28,6 +28,7 @@ DOORS = {
     "pycocotools": {"evaluation/coco.py"},
     "gradio": {"cli/demo.py"},
     "supervision": {"inference/results.py", "util/inference.py"},
+    "yaml": {"data/formats/yolo.py"},
     "nltk": {"inputs/noun_phrases.py"},
 }
 

@@ -1,128 +1,162 @@
-"""MDETR's annotation format, and its entries as ODVG lines (mmdet `tools/dataset_converters/refcoco2odvg.py`).
+"""MDETR's json (RefCOCO, RefCOCO+, RefCOCOg, GoldG): one `images` entry per caption, with the characters
+(`tokens_positive`) that name each annotated box."""
 
-MDETR holds one `images` entry per referring expression, with the character spans (`tokens_positive`) of what each
-annotated box is. ODVG holds one line per image with a caption and its `regions`: phrase, spans, one or several boxes.
-"""
-
-import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Json = dict[str, Any]
-MIN_SIDE = 1.0  # pixels; thinner boxes are left out, as mmdet does
+import msgspec
 
+from groundingdino.data.formats import files
+from groundingdino.data.formats.record import (
+    CROWD,
+    MIN_SIDE,
+    AnnotatedImage,
+    AnnotatedObject,
+    Kind,
+    Problem,
+    Reading,
+    ReadOptions,
+    checked,
+    unusable,
+)
+from groundingdino.inputs.text import Spans
 
-@dataclass(frozen=True)
-class Converted:
-    """What became of one `images` entry."""
-
-    number: int  # of the entry in the document, from 1
-    line: Json | None  # the ODVG line; None where no box of the entry is usable
-    problems: tuple[str, ...]  # what was left out and why
-
-
-def read_document(path: Path) -> Json:
-    """An MDETR annotation file. ValueError, naming the file, if it is missing or something else."""
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such annotation file") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a JSON document ({error})") from error
-    if not isinstance(document, dict) or not {"images", "annotations"} <= document.keys():
-        raise ValueError(f'{path}: expected an MDETR annotation file, an object with "images" and "annotations"')
-    for part, field in (("images", "id"), ("annotations", "image_id")):
-        wrong = next((n for n, item in enumerate(document[part], start=1) if field not in item), None)
-        if wrong is not None:
-            raise ValueError(f"{path}: {part} entry {wrong}: field {field!r} is missing")
-    return document
+Number = int | float
+Id = int | str
 
 
-def annotations_by_image(document: Json) -> dict[Any, list[Json]]:
-    """Image id -> its annotations, in the order of the file."""
-    grouped: dict[Any, list[Json]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        grouped[annotation["image_id"]].append(annotation)
-    return grouped
+class Document(msgspec.Struct):
+    """An annotation file, its entries not yet read."""
+
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
 
 
-def convert(document: Json) -> Iterator[Converted]:
-    """Every `images` entry in the order of its id.
+class Image(msgspec.Struct):
+    """An `images` entry: one caption of one image."""
+
+    id: Id
+    file_name: str
+    width: int
+    height: int
+    caption: str
+    dataset_name: str = "refcoco"
+
+
+class Annotation(msgspec.Struct):
+    """A box of a caption and the characters that name it."""
+
+    image_id: Id
+    bbox: tuple[Number, Number, Number, Number]  # x, y, width, height
+    tokens_positive: list[tuple[int, int]] = []
+    iscrowd: int = 0
+    area: Number | None = None
+
+
+def read(path: Path, options: ReadOptions) -> Reading:
+    """An MDETR file; its entries come in the order of their ids, as mmdet's converters take them.
 
     Raises:
-        ValueError: naming the entry, if a field that the format requires is missing or malformed.
+        ValueError: naming the file, if it is missing or in another format.
     """
-    grouped = annotations_by_image(document)
-    images = enumerate(document["images"], start=1)
-    for number, image in sorted(images, key=lambda numbered: numbered[1]["id"]):
+    document = read_document(path)
+    grouped: dict[Id, list[tuple[int, Annotation]]] = defaultdict(list)
+    problems, images = [], []
+    for number, raw in enumerate(document.annotations, start=1):
         try:
-            yield _convert_image(number, image, grouped.get(image["id"], []))
-        except KeyError as error:
-            raise ValueError(f"images entry {number} (id {image['id']}): field {error} is missing") from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"images entry {number} (id {image['id']}): malformed ({error})") from error
+            annotation = files.decode(raw, Annotation)
+            grouped[annotation.image_id].append((number, annotation))
+        except ValueError as error:
+            problems.append(Problem(Kind.MALFORMED, f"{path}: annotations entry {number}", str(error), fatal=True))
+    unread, ids = [], set()
+    for number, raw in enumerate(document.images, start=1):
+        where = f"{path}: images entry {number}"
+        try:
+            image = files.decode(raw, Image)
+        except ValueError as error:
+            unread.append(unusable(where, str(error), number=number))
+            continue
+        if image.id in ids:
+            unread.append(unusable(where, f"id {image.id!r} was used before", Kind.DUPLICATE_ID, number))
+            continue
+        ids.add(image.id)
+        images.append((number, image))
+    images.sort(key=lambda numbered: (isinstance(numbered[1].id, str), numbered[1].id))
+    strays = [numbered for image_id, group in grouped.items() if image_id not in ids for numbered in group]
+    problems += [
+        Problem(Kind.MALFORMED, f"{path}: annotations entry {number}", f"no image has the id {annotation.image_id!r}")
+        for number, annotation in strays
+    ]
+
+    def entries() -> Iterator[AnnotatedImage]:
+        yield from unread
+        for number, image in images:
+            where = f"{path}: images entry {number}"
+            yield _convert(where, number, image, grouped.get(image.id, []), options.allow_outside)
+
+    name = images[0][1].file_name if images else ""
+    folder = options.images or files.guess_images(path, name)
+    return Reading(path, "mdetr", entries, folder, problems=tuple(problems))
 
 
-def _convert_image(number: int, image: Json, annotations: list[Json]) -> Converted:
-    annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
-    if not annotations:
-        return Converted(number, None, ("it has no annotation",))
-    problems = tuple(filter(None, (_problem(image, annotation) for annotation in annotations)))
-    if all(min(annotation["bbox"][2:]) <= MIN_SIDE for annotation in annotations):
-        return Converted(number, None, problems or ("all of its boxes are one pixel thin",))
-    regions: dict[str, Json] = {}
-    for annotation in annotations:
-        if _problem(image, annotation) is None:
-            _add_region(regions, image, annotation)
-    line = {
-        "filename": image["file_name"],
-        "height": int(image["height"]),
-        "width": int(image["width"]),
-        "grounding": {"caption": image["caption"], "regions": list(regions.values())},
-    }
-    return Converted(number, line, problems)
+def read_document(path: Path) -> Document:
+    """The file's parts. ValueError, naming the file, if it is missing or something else."""
+    try:
+        return files.read_json(path, Document)
+    except ValueError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        if text.startswith(("Expected `object`", "Object missing")):
+            text = f'expected an MDETR annotation file, an object with "images" and "annotations" ({text})'
+        raise ValueError(f"{path}: {text}") from error
 
 
-def _problem(image: Json, annotation: Json) -> str | None:
-    """Why a box cannot be used, or None."""
-    x, y, w, h = annotation["bbox"]
-    width, height = int(image["width"]), int(image["height"])
-    shown = f"box [{x:g}, {y:g}, {w:g}, {h:g}] (x, y, width, height)"
-    if max(0, min(x + w, width) - max(x, 0)) * max(0, min(y + h, height) - max(y, 0)) == 0:
-        return f"{shown} lies outside the {width}x{height} image"
-    if annotation.get("area", w * h) <= 0 or w < MIN_SIDE or h < MIN_SIDE:
-        return f"{shown} has no area"
-    return None
+def _convert(
+    where: str, number: int, image: Image, annotations: list[tuple[int, Annotation]], allow_outside: bool
+) -> AnnotatedImage:
+    objects, spans, problems = [], list[Spans](), []
+    for place, annotation in annotations:
+        wrong = next((s for s in annotation.tokens_positive if not 0 <= s[0] < s[1] <= len(image.caption)), None)
+        if wrong is not None:
+            size = len(image.caption)
+            text = f"span {str(list(wrong))[:60]} is not inside the caption of {size} characters"
+            return unusable(where, f"annotations entry {place}: {text}", Kind.SPAN, number)
+        pieces = tuple(sorted(annotation.tokens_positive, key=lambda span: span[0]))
+        x, y, w, h = annotation.bbox
+        if annotation.area is not None and annotation.area <= 0:
+            w = h = 0  # mmdet leaves it out
+        flags = frozenset((CROWD,)) if annotation.iscrowd else frozenset()
+        if not pieces:
+            problems.append(Problem(Kind.UNNAMED, where, f"annotations entry {place}: no tokens_positive name it"))
+        name = " ".join(image.caption[start:end] for start, end in pieces)
+        objects.append(AnnotatedObject((x, y, x + w, y + h), len(spans), name, place, flags))
+        spans.append(pieces)
+    entry = checked(
+        AnnotatedImage(
+            where,
+            image.file_name,
+            image.width,
+            image.height,
+            tuple(objects),
+            image.caption,
+            tuple(spans),
+            tuple(problems),
+            object_unit="annotations entry",
+            box_form="xywh",
+            number=number,
+            image_id=image.id,
+            extra=image.dataset_name,
+        ),
+        allow_outside,
+    )
+    counted = [annotation for _, annotation in annotations if not annotation.iscrowd]
+    if all(min(annotation.bbox[2:]) <= MIN_SIDE for annotation in counted):  # as mmdet does, also where there is none
+        text = "all of its boxes are one pixel thin" if counted else "it has no annotation"
+        fatal = Problem(Kind.NO_OBJECTS, where, text, fatal=True)
+        return msgspec.structs.replace(entry, objects=(), problems=(*entry.problems, fatal))
+    return entry
 
 
-def _add_region(regions: dict[str, Json], image: Json, annotation: Json) -> None:
-    """Boxes with the same phrase become one region with several boxes, which keeps the first one's spans."""
-    x, y, w, h = annotation["bbox"]
-    box = [x, y, min(x + w, int(image["width"])), min(y + h, int(image["height"]))]  # mmdet clips these two sides only
-    spans = sorted(annotation["tokens_positive"], key=lambda span: span[0])
-    pieces = _phrase_pieces(image["caption"], spans)
-    key = " ".join(pieces)
-    if key not in regions:
-        phrase = pieces[0] if len(pieces) == 1 else pieces
-        regions[key] = {"bbox": box, "phrase": phrase, "tokens_positive": spans}
-    elif isinstance(regions[key]["bbox"][0], list):
-        regions[key]["bbox"].append(box)
-    else:
-        regions[key]["bbox"] = [regions[key]["bbox"], box]
-
-
-def _phrase_pieces(caption: str, spans: list[list[int]]) -> list[str]:
-    """The words of the spans; spans with only a space between them are one piece."""
-    pieces: list[str] = []
-    previous_end: int | None = None
-    for start, end in spans:
-        words = caption[start:end]
-        if previous_end is not None and start == previous_end + 1 and caption[previous_end] == " ":
-            pieces[-1] += " " + words
-        else:
-            pieces.append(words)
-        previous_end = end
-    return pieces
+def sniff(sample: files.Sample) -> bool:
+    """Whether a JSON document's images have captions."""
+    return "caption" in sample.first_image_keys
