@@ -13,9 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.matrix_bound import MatrixWork, rates
 from groundingdino.checkpoints.model_file import load_detector
-from groundingdino.evaluation.referring import EvaluationOptions, ask
+from groundingdino.evaluation.metrics import AP_DETECTIONS
+from groundingdino.inference.engine import Engine
 from groundingdino.inference.predictor import Predictor
-from groundingdino.inference.prompts import Categories
+from groundingdino.inference.prompts import Categories, Referring, resolve
+from groundingdino.inputs.images import ImageGeometry, ResizedImage
+from groundingdino.inputs.text import default_tokenizer
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import TrainingStep
@@ -85,10 +88,13 @@ class Side:
 
     def sentences(self, inputs: Inputs, captions: list[str], batch_size: int) -> dict[str, Tensor]:
         """As the evaluator asks: scores (sentences, K) falling, boxes (sentences, K, 4) in pixels."""
-        options = EvaluationOptions(batch_size=batch_size)
-        answers = list(ask(self.model, inputs["photograph"], (1.0, 1.0), captions, options, self.device))
-        boxes, scores = ([torch.from_numpy(answer[part]) for answer in answers] for part in (0, 1))
-        return {"boxes": torch.stack(boxes), "scores": torch.stack(scores)}
+        engine = Engine(self.model, pairs_per_pass=batch_size)
+        pixels = inputs["photograph"]
+        geometry = ImageGeometry((pixels.shape[1], pixels.shape[2]), (1.0, 1.0))
+        (image,) = engine.encode_images([ResizedImage(pixels, geometry)])
+        prompts = engine.encode_prompts([resolve(Referring(caption), default_tokenizer()) for caption in captions])
+        answers = list(engine.rank([(image, prompt) for prompt in prompts], AP_DETECTIONS))
+        return {"boxes": torch.stack([a.boxes for a in answers]), "scores": torch.stack([a.scores for a in answers])}
 
     def categories(self, inputs: Inputs, names: list[str]) -> dict[str, float]:
         """As the predictor is used; how many captions the names were split into, and names of the first of them."""

@@ -19,7 +19,7 @@ import tyro
 
 if TYPE_CHECKING:
     from groundingdino.data import Expression
-    from groundingdino.evaluation import Evaluation
+    from groundingdino.evaluation import Evaluation, ReferringFigures
     from groundingdino.runtime.distributed import World
 
 
@@ -95,28 +95,38 @@ def evaluate(arguments: Arguments, world: "World", say: Any) -> None:
 
     from groundingdino.checkpoints.model_file import image_scale, load_detector
     from groundingdino.data import load_expressions
-    from groundingdino.evaluation import EvaluationOptions, evaluate_referring
+    from groundingdino.evaluation import EvaluationOptions, ReferringProtocol, evaluate_referring
     from groundingdino.inputs.images import DEFAULT_SCALE
     from groundingdino.runtime import distributed
 
     scale = arguments.scale or image_scale(arguments.checkpoint, DEFAULT_SCALE)
-    options = EvaluationOptions(arguments.scoring, arguments.batch_size, arguments.precision, scale, arguments.workers)
+    options = EvaluationOptions(arguments.batch_size, arguments.precision, scale, arguments.workers)
     expressions = load_expressions(arguments.annotation_file)
+    protocol = ReferringProtocol(expressions, arguments.data_root / arguments.images, arguments.scoring)
     model = load_detector(arguments.checkpoint, world.device)
-    images = arguments.data_root / arguments.images
     total = -(-len(expressions) // world.size)  # of this process, about
     with tqdm(total=total, unit=" sentences", disable=not distributed.is_main() or None) as bar:
         evaluation = evaluate_referring(
-            model, expressions, images, options, device=world.device, progress=lambda count: bar.update(count)
+            model,
+            protocol,
+            options,
+            device=world.device,
+            name=str(arguments.checkpoint),
+            progress=lambda count: bar.update(count),
         )
     if distributed.is_main():
         report(arguments, evaluation, expressions, world, say)
 
 
 def report(
-    arguments: Arguments, evaluation: "Evaluation", expressions: "tuple[Expression, ...]", world: "World", say: Any
+    arguments: Arguments,
+    evaluation: "Evaluation[ReferringFigures]",
+    expressions: "tuple[Expression, ...]",
+    world: "World",
+    say: Any,
 ) -> None:
     """Print the table, write the JSON file and the pictures."""
+    from groundingdino.evaluation import referring
     from groundingdino.evaluation.misses import save_misses
 
     release = release_of(arguments.checkpoint)
@@ -126,9 +136,10 @@ def report(
         "annotations": str(arguments.annotation_file),
         "device": str(world.device),
         "processes": world.size,
-        **evaluation.report(),
+        **referring.report(evaluation),
         "published": {
-            name: published_row(arguments, evaluation.options.scale, release, name) for name in evaluation.precision
+            name: published_row(arguments, evaluation.options.scale, release, name)
+            for name in evaluation.figures.precision
         },
     }
     path = arguments.folder / f"{arguments.name}.json"
@@ -140,7 +151,7 @@ def report(
     if arguments.save_pictures > 0:
         folder = arguments.folder / f"{arguments.name}_misses"
         images = arguments.data_root / arguments.images
-        saved = save_misses(expressions, evaluation.answers, images, folder, arguments.save_pictures)
+        saved = save_misses(expressions, evaluation.figures.answers, images, folder, arguments.save_pictures)
         say(f"pictures: {len(saved)} of the misses in {folder}, the worst first")
 
 
@@ -166,10 +177,10 @@ def published_row(
 
 def table(content: dict[str, Any], split: str) -> list[str]:
     """The figures in percent, a line a data set, the published ones below."""
-    rate = content["expressions"] / max(content["seconds"], 1e-9)
+    rate = content["prompts"] / max(content["seconds"], 1e-9)
     lines = [
         f"{content['checkpoint']}{' = ' + content['release'] if content['release'] else ''}: "
-        f"{content['expressions']} expressions about {content['photographs']} photographs, {rate:.2f} a second",
+        f"{content['prompts']} expressions about {content['images']} images, {rate:.2f} a second",
         f"scoring {content['protocol']['scoring']}",
         f"{'':28}{'P@1':>8}{'P@5':>8}{'P@10':>8}{'AP':>8}",
     ]

@@ -95,12 +95,12 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
-def broadcast_object(value: T) -> T:
-    """The main process's picklable `value` on every process."""
+def broadcast_object(value: T, source: int = 0) -> T:
+    """The picklable `value` of the process `source`, the main one by default, on every process."""
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=source)
     return box[0]
 
 

@@ -9,7 +9,13 @@ from PIL import Image
 
 from groundingdino.config import TrainConfig
 from groundingdino.data import Expression, load_expressions
-from groundingdino.evaluation import Evaluation, EvaluationOptions, evaluate_referring
+from groundingdino.evaluation import (
+    Evaluation,
+    EvaluationOptions,
+    ReferringFigures,
+    ReferringProtocol,
+    evaluate_referring,
+)
 from groundingdino.inference.visualize import draw_comparison
 from groundingdino.inputs.images import open_image
 from groundingdino.model import GroundingDINO
@@ -25,7 +31,7 @@ class Assessment:
     """The result of one evaluation, the same on every process."""
 
     figures: Figures
-    evaluations: dict[str, Evaluation]  # split -> everything
+    evaluations: dict[str, Evaluation[ReferringFigures]]  # split -> everything
 
     @property
     def deciding(self) -> float:
@@ -51,10 +57,10 @@ class Assessor:
     def assess(self, model: GroundingDINO) -> Assessment:
         """Evaluate every expression of every split once, sharded over the processes."""
         found = {
-            split: evaluate_referring(model, expressions, self._images, self._options)
+            split: evaluate_referring(model, ReferringProtocol(expressions, self._images), self._options)
             for split, expressions in self._splits.items()
         }
-        figures = {split: _figures(self._splits[split], evaluation) for split, evaluation in found.items()}
+        figures = {split: _figures(self._splits[split], evaluation.figures) for split, evaluation in found.items()}
         return Assessment(figures, found)
 
     def pictures(self, assessment: Assessment, count: int) -> list[Image.Image]:
@@ -62,10 +68,10 @@ class Assessor:
         if not self._splits:
             return []
         split, expressions = next(iter(self._splits.items()))
-        answers = assessment.evaluations[split].answers
+        answers = assessment.evaluations[split].figures.answers
         drawn = []
         for number in spread(len(answers), count):
-            expression = expressions[answers[number].index]
+            expression = expressions[answers[number].image_id]
             image = open_image(self._images / expression.file_name)
             truth = _detection(expression.box, 1.0, expression.caption)
             best = answers[number]
@@ -80,7 +86,7 @@ def _detection(box: Sequence[float], score: float, name: str) -> Detections:
     return Detections(boxes, torch.tensor([float(score)]), torch.zeros(1, dtype=torch.int64), (name,))
 
 
-def _figures(expressions: Sequence[Expression], evaluation: Evaluation) -> dict[str, float]:
+def _figures(expressions: Sequence[Expression], evaluation: ReferringFigures) -> dict[str, float]:
     """Over all expressions; where a file mixes data sets, for each of them too."""
     sizes = Counter(expression.dataset_name for expression in expressions)
     figures = {}

@@ -14,7 +14,7 @@ from PIL import Image
 from groundingdino.checkpoints.model_file import SOURCE_KEY, save_detector
 from groundingdino.cli import evaluate as script
 from groundingdino.data import Expression
-from groundingdino.evaluation import Answer
+from groundingdino.evaluation import ImageAnswer
 from groundingdino.evaluation.misses import save_misses, worst_misses
 
 SCRIPT = Path(__file__).parents[2] / "evaluate.py"
@@ -53,7 +53,7 @@ def test_the_command_prints_figures_and_writes_report_and_pictures(place: Path):
     done = run(["--split", "testA", "--checkpoint", "model.safetensors", "--save-pictures", "2", *small], place)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith(f"model.safetensors = {RELEASE}: 3 expressions about 2 photographs")
+    assert lines[0].startswith(f"model.safetensors = {RELEASE}: 3 expressions about 2 images")
     assert lines[2].split() == ["P@1", "P@5", "P@10", "AP"]
     assert lines[3].startswith("refcoco testA, measured") and len(lines[3].split()) == 3 + 4
     report = json.loads((place / "evaluation" / "refcoco_testA.json").read_text())
@@ -95,8 +95,8 @@ def test_a_file_of_several_data_sets_gets_a_line_for_each():
     content = {
         "checkpoint": "x",
         "release": None,
-        "expressions": 4,
-        "photographs": 2,
+        "prompts": 4,
+        "images": 2,
         "seconds": 2.0,
         "protocol": {"scoring": "max"},
         "precision": {"refcoco": {"1": 0.5, "5": 1.0, "10": 1.0}, "refcoco+": {"1": 0.25, "5": 0.5, "10": 1.0}},
@@ -104,7 +104,7 @@ def test_a_file_of_several_data_sets_gets_a_line_for_each():
         "published": {"refcoco": None, "refcoco+": [83.5, 98.3, 99.4]},
     }
     lines = script.table(content, "val")
-    assert lines[0] == "x: 4 expressions about 2 photographs, 2.00 a second"
+    assert lines[0] == "x: 4 expressions about 2 images, 2.00 a second"
     assert [line.split()[-3:] for line in lines[3:]] == [
         ["50.00", "100.00", "100.00"],
         ["25.00", "50.00", "100.00"],
@@ -119,12 +119,12 @@ def test_the_worst_misses_come_first_and_hits_do_not_come_at_all(tmp_path: Path)
     boxes = [[10, 10, 30, 20], [10, 10, 19, 20], [40, 30, 50, 40], [40, 30, 50, 40]]
     scores = [0.9, 0.9, 0.3, 0.8]
     answers = [
-        Answer(n, np.array([box], dtype=np.float32), np.array([score], dtype=np.float32))
+        ImageAnswer(n, np.array([box], dtype=np.float32), np.array([score], dtype=np.float32), np.zeros(1, int))
         for n, (box, score) in enumerate(zip(boxes, scores, strict=True))
     ]
-    answers.append(Answer(4, np.zeros((0, 4), np.float32), np.zeros(0, np.float32)))
+    answers.append(ImageAnswer(4, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int)))
     misses = worst_misses(expressions, answers)
-    assert [answer.index for _, answer in misses] == [3, 2, 4, 1]
+    assert [answer.image_id for _, answer in misses] == [3, 2, 4, 1]
     assert [round(iou, 2) for iou, _ in misses] == [0, 0, 0, 0.45]
     saved = save_misses(expressions, answers, tmp_path, tmp_path / "misses", 3)
     assert [path.name for path in saved] == [

@@ -14,18 +14,18 @@ from PIL import Image
 from groundingdino.checkpoints.convert import RELEASES
 from groundingdino.data import Expression, load_expressions
 from groundingdino.evaluation import (
-    Answer,
     EvaluationOptions,
+    ImageAnswer,
+    ReferringProtocol,
     average_precision,
     evaluate_referring,
-    group_by_photograph,
     precision,
     published,
-    share,
 )
 from groundingdino.evaluation.metrics import iou_with
 from groundingdino.evaluation.published import PUBLISHED
-from groundingdino.evaluation.referring import IMAGE_COST
+from groundingdino.evaluation.referring import report
+from groundingdino.evaluation.runner import IMAGE_COST, shard
 from groundingdino.inference.postprocess import category_scores, to_image_frame, top_detections
 from groundingdino.inputs import noun_phrases, text
 from groundingdino.inputs.images import collate_images, open_image, resize_for_inference
@@ -42,9 +42,10 @@ def ground_truth(count: int) -> list[Expression]:
     return [Expression(n, n + 1, "a.png", "cup", "refcoco", (10.0, 10, 30, 20)) for n in range(count)]
 
 
-def answer(index: int, *ranked: tuple[list[float], float]) -> Answer:
+def answer(index: int, *ranked: tuple[list[float], float]) -> ImageAnswer:
     boxes = np.array([box for box, _ in ranked], dtype=np.float32).reshape(-1, 4)
-    return Answer(index, boxes, np.array([score for _, score in ranked], dtype=np.float32))
+    scores = np.array([score for _, score in ranked], dtype=np.float32)
+    return ImageAnswer(index, boxes, scores, np.zeros(len(ranked), np.int64))
 
 
 class TestFigures:
@@ -53,7 +54,10 @@ class TestFigures:
         index = {expression.sample_id: n for n, expression in enumerate(expressions)}
         stored = json.loads((GOLDEN / "refexp.json").read_text())
         answers = [
-            Answer(index[p["img_id"]], np.array(p["bboxes"]), np.array(p["scores"])) for p in stored["predictions"]
+            ImageAnswer(
+                index[p["img_id"]], np.array(p["bboxes"]), np.array(p["scores"]), np.zeros(len(p["scores"]), int)
+            )
+            for p in stored["predictions"]
         ]
         figures = precision(expressions, answers)
         expected = stored["expected"]
@@ -96,7 +100,8 @@ class TestFigures:
         answers = []
         for n in range(17):
             boxes = np.array([10, 10, 30, 20]) + generator.normal(0, 4, (6, 4))
-            answers.append(Answer(n, boxes.astype(np.float32), -np.sort(-generator.random(6).astype(np.float32))))
+            scores = -np.sort(-generator.random(6).astype(np.float32))
+            answers.append(ImageAnswer(n, boxes.astype(np.float32), scores, np.zeros(6, int)))
         whole = average_precision(ground_truth(17), answers)
         monkeypatch.setattr("groundingdino.evaluation.coco.IMAGES_AT_ONCE", 4)
         assert average_precision(ground_truth(17), answers[::-1]) == whole
@@ -127,8 +132,8 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Expression], Path]:
-    """Seven sentences over three photographs of different shapes, mixed up."""
-    folder = tmp_path_factory.mktemp("photographs")
+    """Seven sentences over three images of different shapes, mixed up."""
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number, (width, height) in enumerate([(90, 60), (50, 70), (64, 64)]):
         pixels = generator.integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
@@ -144,8 +149,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Expression], 
 OPTIONS = EvaluationOptions(scale=SCALE, workers=0)
 
 
-def assert_same_answers(found: tuple[Answer, ...], expected: tuple[Answer, ...]) -> None:
-    assert [a.index for a in found] == [a.index for a in expected]
+def assert_same_answers(found: tuple[ImageAnswer, ...], expected: tuple[ImageAnswer, ...]) -> None:
+    assert [a.image_id for a in found] == [a.image_id for a in expected]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=ATOL)
         # near ties may swap places: compare the boxes that are clear of their neighbours
@@ -159,8 +164,8 @@ class TestEvaluator:
     def test_grouped_and_batched_sentences_answer_as_one_by_one(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes
         model = tiny_model()
-        grouped = evaluate_referring(model, expressions, folder, replace(OPTIONS, batch_size=3))
-        assert grouped.photographs == 3
+        grouped = evaluate_referring(model, ReferringProtocol(expressions, folder), replace(OPTIONS, batch_size=3))
+        assert grouped.images == 3
         tokenizer = text.default_tokenizer()
         one_by_one = []
         for index, expression in enumerate(expressions):
@@ -169,13 +174,13 @@ class TestEvaluator:
             with torch.inference_mode():
                 last = model(collate_images([resized.pixels]), words).layers[-1]
             scores = last.logits[0].max(dim=1).values.sigmoid()
-            placed = to_image_frame(last.boxes[0], resized.geometry.size, resized.geometry.scale_factor)
+            placed = to_image_frame(last.boxes[0], resized.geometry)
             boxes, best, _ = top_detections(scores, placed, 100)
-            one_by_one.append(Answer(index, boxes.numpy(), best.numpy()))
-        assert_same_answers(grouped.answers, tuple(one_by_one))
-        assert grouped.precision == precision(expressions, one_by_one)
+            one_by_one.append(ImageAnswer(index, boxes.numpy(), best.numpy(), np.zeros(len(best), int)))
+        assert_same_answers(grouped.figures.answers, tuple(one_by_one))
+        assert grouped.figures.precision == precision(expressions, one_by_one)
 
-    def test_the_image_half_runs_once_a_photograph(
+    def test_the_image_half_runs_once_a_image(
         self, scenes: tuple[list[Expression], Path], monkeypatch: pytest.MonkeyPatch
     ):
         expressions, folder = scenes
@@ -184,17 +189,19 @@ class TestEvaluator:
         encode = model.encode_image
         monkeypatch.setattr(model, "encode_image", lambda images: calls.append(images.sizes) or encode(images))
         seen = []
-        evaluate_referring(model, expressions, folder, replace(OPTIONS, batch_size=2), progress=seen.append)
+        evaluate_referring(
+            model, ReferringProtocol(expressions, folder), replace(OPTIONS, batch_size=2), progress=seen.append
+        )
         assert len(calls) == 3 and seen == [4, 2, 1]
 
     def test_subject_scoring_counts_the_subjects_words_only(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes
         model = tiny_model()
         index = 2
-        found = evaluate_referring(model, [expressions[index]], folder, replace(OPTIONS, scoring="subject"))
-        best = evaluate_referring(model, [expressions[index]], folder, OPTIONS)
-        assert found.report()["protocol"]["scoring"].endswith(f"part-of-speech tags by {noun_phrases.which_tagger()}")
-        assert np.abs(found.answers[0].scores - best.answers[0].scores).max() > 1e-3
+        found = evaluate_referring(model, ReferringProtocol([expressions[index]], folder, "subject"), OPTIONS)
+        best = evaluate_referring(model, ReferringProtocol([expressions[index]], folder), OPTIONS)
+        assert report(found)["protocol"]["scoring"].endswith(f"part-of-speech tags by {noun_phrases.which_tagger()}")
+        assert np.abs(found.figures.answers[0].scores - best.figures.answers[0].scores).max() > 1e-3
         caption = expressions[index].caption
         encoded = text.default_tokenizer().encode(caption + ". ")
         tokens = noun_phrases.subject_tokens(caption, encoded)
@@ -205,29 +212,29 @@ class TestEvaluator:
         chosen = torch.zeros(1, len(encoded.token_ids), dtype=torch.bool)
         chosen[0, tokens] = True
         expected = category_scores(last.logits[0], chosen)[:, 0].sort(descending=True).values
-        torch.testing.assert_close(torch.from_numpy(found.answers[0].scores), expected[:100], atol=ATOL, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(found.figures.answers[0].scores), expected[:100], atol=ATOL, rtol=0)
 
     def test_the_report_is_plain_data_that_names_the_protocol(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes
-        report = evaluate_referring(tiny_model(), expressions, folder, OPTIONS).report()
-        again = json.loads(json.dumps(report))
+        evaluation = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder), OPTIONS)
+        again = json.loads(json.dumps(report(evaluation)))
         assert again["protocol"]["scoring"].startswith("max: best token")
         assert set(again["precision"]["refcoco"]) == {"1", "5", "10"}
-        assert (again["expressions"], again["photographs"]) == (7, 3)
+        assert (again["prompts"], again["images"]) == (7, 3)
 
     def test_the_model_and_the_random_state_are_left_as_they_were(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes
         model = tiny_model().train()
         before = torch.get_rng_state()
-        evaluate_referring(model, expressions[:1], folder, OPTIONS)
+        evaluate_referring(model, ReferringProtocol(expressions[:1], folder), OPTIONS)
         assert model.training and torch.equal(before, torch.get_rng_state())
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_a_missing_photograph_is_named_in_one_line(self, scenes: tuple[list[Expression], Path], workers: int):
+    def test_a_missing_image_is_named_in_one_line(self, scenes: tuple[list[Expression], Path], workers: int):
         expressions, folder = scenes
         lost = [*expressions, replace(expressions[0], file_name="gone.png", number=8)]
         with pytest.raises(ValueError) as caught:
-            evaluate_referring(tiny_model(), lost, folder, replace(OPTIONS, workers=workers))
+            evaluate_referring(tiny_model(), ReferringProtocol(lost, folder), replace(OPTIONS, workers=workers))
         wanted = "wanted by images entry 8 of the annotations"
         assert str(caught.value) == f"{folder / 'gone.png'}: no such image file, {wanted}"
 
@@ -235,26 +242,28 @@ class TestEvaluator:
         expressions, folder = scenes
         long = replace(expressions[0], caption="man " * 300)
         cut = replace(expressions[0], caption="man " * 254)
-        answers = evaluate_referring(tiny_model(), [long, cut], folder, replace(OPTIONS, batch_size=1)).answers
+        protocol = ReferringProtocol([long, cut], folder)
+        answers = evaluate_referring(tiny_model(), protocol, replace(OPTIONS, batch_size=1)).figures.answers
         assert np.isfinite(answers[0].scores).all()
+        assert len(answers[0].boxes) == len(answers[1].boxes) > 50
 
 
 class TestRanks:
     @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-    def test_every_photograph_has_one_rank_and_the_load_is_even(self, world_size: int):
+    def test_every_image_has_one_rank_and_the_load_is_even(self, world_size: int):
         generator = np.random.default_rng(0)
         names = [f"{n}.png" for n, count in enumerate(generator.integers(1, 20, 60)) for _ in range(count)]
         expressions = [Expression(n, n + 1, name, "cup", "refcoco", (0, 0, 1, 1)) for n, name in enumerate(names)]
-        photographs = group_by_photograph(expressions, Path("images"))
-        shares = [share(photographs, rank, world_size) for rank in range(world_size)]
-        indices = sorted(index for part in shares for photograph in part for index in photograph.members)
+        questions = ReferringProtocol(expressions, Path("images")).questions()
+        shares = [shard(questions, rank, world_size) for rank in range(world_size)]
+        indices = sorted(index for part in shares for question in part for index in question.ids)
         assert indices == list(range(len(expressions)))
-        loads = [sum(IMAGE_COST + len(photograph.members) for photograph in part) for part in shares]
+        loads = [sum(IMAGE_COST + len(question.ids) for question in part) for part in shares]
         assert max(loads) - min(loads) <= 3
 
     def test_two_processes_give_the_result_of_one(self, scenes: tuple[list[Expression], Path], tmp_path: Path):
         expressions, folder = scenes
-        alone = evaluate_referring(tiny_model(), expressions, folder, OPTIONS)
+        alone = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder), OPTIONS)
         context = multiprocessing.get_context("spawn")
         arguments = (expressions, folder, tmp_path)
         processes = [context.Process(target=evaluate_as_rank, args=(rank, *arguments)) for rank in range(2)]
@@ -265,19 +274,19 @@ class TestRanks:
             assert process.exitcode == 0
         for rank in range(2):
             shared = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-            assert_same_answers(shared.answers, alone.answers)
-            assert shared.precision == alone.precision
-            assert shared.average_precision == pytest.approx(alone.average_precision, abs=1e-12)
+            assert_same_answers(shared.figures.answers, alone.figures.answers)
+            assert shared.figures.precision == alone.figures.precision
+            assert shared.figures.average_precision == pytest.approx(alone.figures.average_precision, abs=1e-12)
 
-    def test_more_processes_than_photographs_are_no_trouble(self):
-        photographs = group_by_photograph(ground_truth(3), Path("images"))
-        assert [len(share(photographs, rank, 4)) for rank in range(4)] == [1, 0, 0, 0]
+    def test_more_processes_than_images_are_no_trouble(self):
+        questions = ReferringProtocol(ground_truth(3), Path("images")).questions()
+        assert [len(shard(questions, rank, 4)) for rank in range(4)] == [1, 0, 0, 0]
 
 
 def evaluate_as_rank(rank: int, expressions: list[Expression], folder: Path, out: Path) -> None:
     """What a process of `test_two_processes_give_the_result_of_one` does."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=2)
-    evaluated = evaluate_referring(tiny_model(), expressions, folder, OPTIONS)
+    evaluated = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder), OPTIONS)
     torch.save(evaluated, out / f"{rank}.pt")
     distributed.shutdown()

@@ -1,0 +1,94 @@
+"""The runner asks every question once and hands the answers to `score` as a stream."""
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import tiny_model
+from PIL import Image
+
+from groundingdino.evaluation import EvaluationOptions, ImageAnswer, Question, evaluate, runner
+from groundingdino.inference.prompts import Categories
+from groundingdino.runtime import distributed
+
+OPTIONS = EvaluationOptions(scale=(48, 64), workers=0)
+
+
+@dataclass(frozen=True)
+class CountingProtocol:
+    """Three categories on every image of a folder; the figure is what came in."""
+
+    folder: Path
+
+    def questions(self) -> tuple[Question, ...]:
+        prompts = (Categories(["cat", "dog", "red cup"], names_per_caption=2),)
+        return tuple(Question(path, prompts, (int(path.stem),)) for path in sorted(self.folder.glob("*.png")))
+
+    def score(self, answers: Iterator[ImageAnswer]) -> dict[int, tuple[int, tuple[int, ...], float]]:
+        assert iter(answers) is answers  # a stream
+        return {a.image_id: (len(a.scores), tuple(np.unique(a.labels)), float(a.scores[0])) for a in answers}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        pixels = generator.integers(0, 256, (40, 50 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{number}.png")
+    return path
+
+
+def test_every_image_is_asked_once_and_shared_captions_are_encoded_once(folder, monkeypatch):
+    model = tiny_model()
+    captions = []
+    encode = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda text: captions.append(len(text.token_ids)) or encode(text))
+    evaluation = evaluate(model, CountingProtocol(folder), OPTIONS, boxes_per_caption=20)
+    assert captions == [2]
+    assert (evaluation.images, evaluation.prompts) == (5, 5)
+    assert {image_id: figure[0] for image_id, figure in evaluation.figures.items()} == dict.fromkeys(range(5), 2 * 20)
+
+
+def test_answers_that_are_too_many_for_memory_pass_through_a_file(folder, monkeypatch):
+    expected = evaluate(tiny_model(), CountingProtocol(folder), OPTIONS).figures
+    monkeypatch.setattr(runner, "SPOOL_BYTES", 1000)
+    assert evaluate(tiny_model(), CountingProtocol(folder), OPTIONS).figures == expected
+
+
+def test_a_model_that_answers_nan_is_an_error_that_names_it_and_no_perfect_score(folder):
+    model = tiny_model()
+    with torch.no_grad():
+        model.decoder.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="^bad.safetensors gives boxes or scores that are not finite"):
+        evaluate(model, CountingProtocol(folder), OPTIONS, name="bad.safetensors")
+
+
+@pytest.mark.parametrize("world_size", [2])
+def test_every_rank_gets_the_figures_of_one_process(folder, tmp_path, world_size):
+    expected = evaluate(tiny_model(), CountingProtocol(folder), OPTIONS).figures
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=evaluate_as_rank, args=(rank, world_size, folder, tmp_path))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for rank in range(world_size):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=False) == expected
+
+
+def evaluate_as_rank(rank: int, world_size: int, folder: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    runner.ANSWERS_PER_MESSAGE = 1
+    init = f"file://{out / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world_size)
+    torch.save(evaluate(tiny_model(), CountingProtocol(folder), OPTIONS).figures, out / f"{rank}.pt")
+    distributed.shutdown()
