@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats import huggingface, mmdet
-from groundingdino.checkpoints.formats.key_table import some
-from groundingdino.checkpoints.formats.source import Source, read_source
+from groundingdino.checkpoints.formats.foreign_weights import ForeignWeights, read_weights
 from groundingdino.checkpoints.formats.upgrade import upgrade
+from groundingdino.checkpoints.messages import some
 from groundingdino.checkpoints.model_file import (
     SOURCE_KEY,
     VERSION_KEY,
@@ -27,9 +26,10 @@ from groundingdino.checkpoints.model_file import (
     save_checkpoint,
     vocabulary_size,
 )
-from groundingdino.checkpoints.safetensors_file import atomic_file, write_tensors
+from groundingdino.checkpoints.safetensors_file import write_tensors
 from groundingdino.config import ModelConfig
 from groundingdino.inputs.text import VOCABULARY_FILE
+from groundingdino.runtime.files import atomic_file, atomic_folder
 
 Target = Literal["native", "mmdet", "huggingface"]
 
@@ -50,7 +50,7 @@ RELEASES = {
 class Report:
     """What became of every tensor of a file."""
 
-    source: Source
+    source: ForeignWeights
     config: ModelConfig
     written: Path
     num_parameters: int
@@ -95,7 +95,7 @@ def convert_file(
     """
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
-    opened = read_source(source)
+    opened = read_weights(source)
     if opened.naming == to:
         raise ValueError(f"{source}: in {to} format already; name the format that you want with --to")
     weights = _native_weights(opened, text_heads)
@@ -141,7 +141,7 @@ class _Weights:
     added: Mapping[str, int]  # what the source had not, and was made up
 
 
-def _native_weights(source: Source, text_heads: int | None) -> _Weights:
+def _native_weights(source: ForeignWeights, text_heads: int | None) -> _Weights:
     if source.naming == "native":
         config = checked_config(source.path, source.metadata)
         return _Weights(config, upgrade(source.tensors, source.metadata[VERSION_KEY]), {})
@@ -171,7 +171,7 @@ def _text_heads(folder: Path) -> int | None:
         return None
 
 
-def _check_whole(source: Source, weights: _Weights) -> None:
+def _check_whole(source: ForeignWeights, weights: _Weights) -> None:
     from groundingdino.model import build_detector  # timm: not worth its seconds before the file is known to be good
 
     if weights.config.text.vocabulary != vocabulary_size():
@@ -191,7 +191,7 @@ def _check_whole(source: Source, weights: _Weights) -> None:
         )
 
 
-def _provenance(source: Source) -> dict[str, Any]:
+def _provenance(source: ForeignWeights) -> dict[str, Any]:
     """Where weights come from, for the metadata of what is made of them."""
     if source.naming == "native":
         return json.loads(source.metadata.get(SOURCE_KEY, "{}"))
@@ -225,16 +225,11 @@ def _write_huggingface(weights: _Weights, _provenance: dict[str, Any], target: P
     """model.safetensors, config.json, and what AutoProcessor needs."""
     files = huggingface.settings(weights.config)
     state = huggingface.to_huggingface(weights.tensors, weights.config)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        write_tensors(temporary / "model.safetensors", state, {"format": "pt"})
-        shutil.copyfile(VOCABULARY_FILE, temporary / "vocab.txt")
+    with atomic_folder(target) as folder:
+        write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+        shutil.copyfile(VOCABULARY_FILE, folder / "vocab.txt")
         for name, content in files.items():
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     return {"relative position indices that transformers stores": sum(weights.config.backbone.depths)}
 
 

@@ -1,20 +1,18 @@
-"""Checkpoints: a model that is rebuilt from its file alone, and the state of a training run. No pickle in either.
-
-Both are one safetensors file, written atomically. A model's metadata keys are the constants below.
-"""
+"""A model's checkpoint: one safetensors file, from which alone it is rebuilt. Its metadata keys are below."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.formats.key_table import some
 from groundingdino.checkpoints.formats.upgrade import stored_names
+from groundingdino.checkpoints.messages import some
+from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
 from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
@@ -32,10 +30,6 @@ VERSION_KEY = "groundingdino.version"
 VERSION = "2"
 READABLE_VERSIONS = ("1", "2")  # see formats.upgrade
 
-STATE_KEY = "groundingdino.state"
-STATE_VERSION_KEY = "groundingdino.state_version"
-STATE_VERSION = "2"
-PLAIN = (str, int, float, bool, type(None))
 CONVERT = "python convert_checkpoint.py {path} OUT.safetensors"
 
 
@@ -159,68 +153,6 @@ def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         return model_config_from_dict(json.loads(metadata[CONFIG_KEY]))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Save e.g. `{"model": ..., "optimizer": ..., "rng": ..., "step": 7}` as one safetensors file, atomically.
-
-    Args:
-        path: file to write or replace; its folder must exist.
-        state: dicts (keys: str, int, float, bool, None), lists, tuples, tensors, and plain str/int/float/bool/None,
-            nested at will. Subclasses of dict come back as dict.
-    Raises:
-        ValueError: anything else, named by its place. OSError: full disk and the like; the old file is intact.
-    """
-    tensors: dict[str, Tensor] = {}
-    tree = _encode(state, "state", tensors)
-    write_tensors(path, tensors, {STATE_VERSION_KEY: STATE_VERSION, STATE_KEY: json.dumps(tree)})
-
-
-def load_state(path: str | Path) -> dict[str, Any]:
-    """What `save_state` saved: same nesting, same types, tensors on the CPU.
-
-    Raises:
-        ValueError: missing, truncated, or not a training state; says which.
-    """
-    with TensorFile(path) as file:
-        version = file.metadata.get(STATE_VERSION_KEY)
-        if version is None:
-            raise ValueError(f"{path}: not the state of a training run ({len(file.entries)} tensors without one)")
-        if version != STATE_VERSION:
-            raise ValueError(f"{path}: training state of version {version}, this groundingdino reads {STATE_VERSION}")
-        return _decode(json.loads(file.metadata[STATE_KEY]), file)
-
-
-def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON-ready form. Containers become {kind: content}, so that no key of a user's is mistaken for a mark of ours."""
-    if isinstance(value, Tensor):
-        tensors[place] = value
-        return {"tensor": place}
-    if type(value) in PLAIN:
-        return value
-    if isinstance(value, dict):
-        for key in value:
-            if type(key) not in PLAIN:
-                raise ValueError(
-                    f"{place} has a key of type {type(key).__name__}, expected str, int, float, bool or None"
-                )
-        return {"dict": [[key, _encode(item, f"{place}.{key!r}", tensors)] for key, item in value.items()]}
-    if type(value) in (list, tuple):
-        items = [_encode(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]
-        return {type(value).__name__: items}
-    raise ValueError(f"{place} is a {type(value).__name__}, expected dict, list, tuple, tensor or a plain value")
-
-
-def _decode(value: Any, file: TensorFile) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return file.read(content)
-    if kind == "dict":
-        return {key: _decode(item, file) for key, item in content}
-    items = [_decode(item, file) for item in content]
-    return tuple(items) if kind == "tuple" else items
 
 
 def image_scale(path: str | Path, default: tuple[int, int]) -> tuple[int, int]:

@@ -5,19 +5,21 @@ ours are interchangeable. Its own `save_file` copies every tensor once more and 
 maps the file, so that overwriting a checkpoint in place would change or kill a running model. Ours streams both ways.
 """
 
-import contextlib
-import errno
+import hashlib
 import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from groundingdino.checkpoints.messages import printable
+from groundingdino.runtime.files import atomic_file, open_file
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -32,12 +34,14 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-HEADER_LIMIT = 100_000_000  # bytes, the safetensors library's own limit
+HEADER_LIMIT = 10_000_000  # bytes; that of the largest model has 150 kB, and parsing takes 30 times as much memory
 ALIGNMENT = 64  # bytes; the header is padded with spaces so that tensor data starts aligned
+CHECKSUM = "groundingdino.checksum"  # the last tensor of a file with one: SHA-256 of all bytes before it
+READ_AT_ONCE = 2**22  # bytes
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """Where one tensor lies in its file."""
 
     dtype: torch.dtype
@@ -64,7 +68,7 @@ def _encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-(len(encoded) + 8) % ALIGNMENT)
     if len(encoded) > HEADER_LIMIT:
-        raise ValueError(f"a safetensors header of {len(encoded)} bytes is over the format's limit of {HEADER_LIMIT}")
+        raise ValueError(f"a safetensors header of {len(encoded)} bytes is over the limit of {HEADER_LIMIT}")
     return struct.pack("<Q", len(encoded)) + encoded
 
 
@@ -73,55 +77,31 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, and not before: other readers see the old file
-    or the whole new one, also after a power cut. If the block fails, nothing is left behind.
-
-    OSError (full disk, no permission, missing folder) says that `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        kept = "the file there is as it was" if path.exists() else "nothing was left there"
-        raise OSError(error.errno, f"could not write {path} ({reason}); {kept}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable. Some file systems refuse to sync a folder; the rename is atomic there all the same."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], checksum: bool = False
+) -> None:
     """Write a safetensors file atomically, one tensor at a time: no second copy of the whole is made.
 
     Args:
         path: file to write or replace; its folder must exist.
         tensors: by name, any shape and device; stored contiguous.
         metadata: text by key, kept in the header.
+        checksum: end the file with a tensor that holds the SHA-256 of all before it, for `verify_checksum`.
     Raises:
-        ValueError: a dtype that the format does not hold. OSError: see `atomic_file`.
+        ValueError: a dtype that the format does not hold, or see `atomic_file`. OSError: see `atomic_file`.
     """
-    header = _encode_header(tensors, metadata)
+    last = {CHECKSUM: torch.empty(hashlib.sha256().digest_size, dtype=torch.uint8)} if checksum else {}
+    header = _encode_header({**tensors, **last}, metadata)
+    digest = hashlib.sha256(header)
     with atomic_file(Path(path)) as file:
         file.write(header)
         for tensor in tensors.values():
-            file.write(_bytes_of(tensor))
+            data = _bytes_of(tensor)
+            file.write(data)
+            if checksum:
+                digest.update(data)
+        if checksum:
+            file.write(digest.digest())
 
 
 class TensorFile:
@@ -132,18 +112,14 @@ class TensorFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise ValueError(f"{path}: no such file")
-        if self.path.is_dir():
-            raise ValueError(f"{path}: a folder, expected a .safetensors file")
-        self._file = open(self.path, "rb")
+        self._file = open_file(self.path)
         try:
             self.entries, self.metadata = self._read_header()
         except BaseException:
             self._file.close()
             raise
 
-    def _read_header(self) -> tuple[dict[str, Entry], dict[str, str]]:
+    def _read_header(self) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         size = os.fstat(self._file.fileno()).st_size
         start = self._file.read(9)
         length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
@@ -153,11 +129,13 @@ class TensorFile:
             raise ValueError(f"{self.path}: truncated safetensors file, {size} bytes hold not even its header")
         try:
             header = json.loads(b"{" + self._file.read(length - 1))
-            metadata = header.pop("__metadata__", {})
-            entries = {name: _entry(item, 8 + length) for name, item in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{self.path}: damaged safetensors header ({error})") from error
-        end = max((entry.stop for entry in entries.values()), default=8 + length)
+            metadata = _checked_metadata(header.pop("__metadata__", {}))
+            entries = {name: _stored_tensor(name, item, 8 + length) for name, item in header.items()}
+            end = _checked_layout(entries, 8 + length)
+        except RecursionError:
+            raise ValueError(f"{self.path}: damaged safetensors header (nested too deeply)") from None
+        except ValueError as error:
+            raise ValueError(f"{self.path}: damaged safetensors header ({printable(str(error))})") from error
         if end != size:
             state = "truncated" if size < end else "damaged"
             raise ValueError(f"{self.path}: {state} safetensors file, {size} bytes instead of {end}")
@@ -173,6 +151,18 @@ class TensorFile:
             raise ValueError(f"{self.path}: truncated while it was read, at tensor {name!r}")
         return tensor
 
+    def verify_checksum(self) -> None:
+        """ValueError if the file has no checksum or was altered since it was written."""
+        entry = self.entries.get(CHECKSUM)
+        digest = hashlib.sha256()
+        self._file.seek(0)
+        if entry is None:
+            raise ValueError(f"{self.path}: has no checksum")
+        for start in range(0, entry.start, READ_AT_ONCE):
+            digest.update(self._file.read(min(READ_AT_ONCE, entry.start - start)))
+        if self._file.read() != digest.digest():
+            raise ValueError(f"{self.path}: damaged or altered since it was written (its checksum differs)")
+
     def __enter__(self) -> "TensorFile":
         return self
 
@@ -180,10 +170,35 @@ class TensorFile:
         self._file.close()
 
 
-def _entry(item: dict[str, Any], data_start: int) -> Entry:
-    dtype = DTYPES[item["dtype"]]
-    shape = tuple(int(n) for n in item["shape"])
-    start, stop = item["data_offsets"]
-    if start < 0 or min(shape, default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"a tensor of shape {shape} and dtype {dtype} at bytes {start} to {stop}")
-    return Entry(dtype, shape, data_start + start, data_start + stop)
+def _checked_metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError("__metadata__ is not an object of texts")
+    return found
+
+
+def _stored_tensor(name: str, item: Any, data_start: int) -> StoredTensor:
+    """One entry of the header. ValueError where it has another form or contradicts itself."""
+    if not isinstance(item, dict) or not {"dtype", "shape", "data_offsets"} <= item.keys():
+        raise ValueError(f"{name!r} has no dtype, shape and data_offsets")
+    shape, offsets = item["shape"], item["data_offsets"]
+    if item["dtype"] not in list(DTYPES):
+        raise ValueError(f"{name!r} has dtype {item['dtype']!r}, expected one of {', '.join(DTYPES)}")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name!r} has shape {shape!r} at bytes {offsets!r}")
+    dtype, (start, stop) = DTYPES[item["dtype"]], offsets
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name!r} has shape {tuple(shape)} and dtype {dtype} at bytes {start} to {stop}")
+    return StoredTensor(dtype, tuple(shape), data_start + start, data_start + stop)
+
+
+def _are_counts(found: Any) -> bool:
+    return isinstance(found, list) and all(type(n) is int and 0 <= n < 2**63 for n in found)
+
+
+def _checked_layout(tensors: Mapping[str, StoredTensor], position: int) -> int:
+    """The end of the last tensor. ValueError where two overlap or leave a gap: a small file would take much memory."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != position:
+            raise ValueError(f"{name!r} begins at byte {tensor.start} of the file, the one before ends at {position}")
+        position = tensor.stop
+    return position

@@ -128,6 +128,7 @@ def report(
     """Print the table, write the JSON file and the pictures."""
     from groundingdino.evaluation import referring
     from groundingdino.evaluation.misses import save_misses
+    from groundingdino.runtime.files import write_text
 
     release = release_of(arguments.checkpoint)
     content = {
@@ -144,7 +145,7 @@ def report(
     }
     path = arguments.folder / f"{arguments.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     for line in table(content, arguments.split):
         say(line)
     say(f"report: {path}")

@@ -17,7 +17,6 @@ A held-out caption is one sentence, as in RefCOCO. A training caption may hold s
 
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,8 @@ from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw
+
+from groundingdino.runtime.files import write_text
 
 SHAPES = ("circle", "square", "triangle")
 COLORS = {
@@ -331,9 +332,7 @@ def write_dataset(root: Path, config: SyntheticConfig | None = None) -> dict[str
     for split in SPLITS:
         splits[split] = _write_split(root, config, split, first_id)
         first_id += int(splits[split]["scenes"])
-    part = summary_path.with_suffix(".part")
-    part.write_text(json.dumps({"config": asdict(config), "splits": splits}, indent=1))
-    os.replace(part, summary_path)
+    write_text(summary_path, json.dumps({"config": asdict(config), "splits": splits}, indent=1))
     return splits
 
 

@@ -128,7 +128,7 @@ class Learner:
         return self.model.eval() if self.average is None else self.average.model
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimizer, loss scale and average, for `model_file.save_state`."""
+        """Weights, optimizer, loss scale and average, for `run_state.save_state`."""
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),

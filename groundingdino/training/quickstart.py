@@ -11,6 +11,7 @@ from groundingdino.config import TrainConfig
 from groundingdino.data.synthetic import SUMMARY_FILE, write_dataset
 from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
+from groundingdino.runtime.files import write_text
 from groundingdino.training.trainer import FitResult
 from groundingdino.training.validation import DECIDING, Assessor
 
@@ -43,7 +44,7 @@ def shuffle_captions(source: Path, target: Path) -> None:
         images[other]["caption"] = captions[following]
     for annotation in document["annotations"]:
         annotation["tokens_positive"] = [[0, len(images[annotation["image_id"]]["caption"])]]
-    target.write_text(json.dumps(document))
+    write_text(target, json.dumps(document))
 
 
 def report(config: TrainConfig, world: World, result: FitResult) -> dict[str, float]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundingdino.checkpoints.safetensors_file import atomic_file
+from groundingdino.runtime.files import atomic_file
 from groundingdino.training.run_folder import RunFolder
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from groundingdino.checkpoints.safetensors_file import atomic_file
 from groundingdino.runtime.distributed import World
+from groundingdino.runtime.files import leftovers, write_text
 
 PACKAGES = ("torch", "torchvision", "torch_npu", "timm", "tokenizers", "numpy", "pillow", "scipy", "safetensors")
 
@@ -90,14 +90,13 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Delete what a process that was killed while it wrote a checkpoint has left."""
         for file in (self.state, self.best, self.final):
-            for leftover in self.path.glob(f".{file.name}.*.tmp"):
+            for leftover in leftovers(file):
                 leftover.unlink(missing_ok=True)
 
     def write_settings(self, config: dict[str, Any], world: World) -> None:
         """Write the resolved config as `config.json`, and what it ran on as `environment.json`."""
         for name, content in (("config.json", config), ("environment.json", describe_environment(world))):
-            with atomic_file(self.path / name) as file:
-                file.write((json.dumps(content, indent=1) + "\n").encode())
+            write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
 
 def describe_environment(world: World) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints import model_file, run_state
 from groundingdino.config import TrainConfig, model_config_from_dict, model_config_to_dict, train_config_to_dict
 from groundingdino.inference.visualize import tile
 from groundingdino.model import GroundingDINO, build_detector
@@ -82,7 +82,7 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = RunFolder(config.run_dir)
         resume = distributed.broadcast_object(self.folder.find_resume(config.resume))
-        saved = None if resume is None else model_file.load_state(resume)
+        saved = None if resume is None else run_state.load_state(resume)
         random_state.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
         self.learner = Learner(self._model(saved), Criterion(config.class_weight), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
@@ -203,7 +203,7 @@ class Trainer:
                 "accumulation_steps": self.config.accumulation_steps,
                 "model_config": model_config_to_dict(self.learner.model.config),
             }
-            model_file.save_state(self.folder.state, state)
+            run_state.save_state(self.folder.state, state)
             assert self.log is not None
             self.log.skip_time()
         distributed.barrier()

@@ -242,8 +242,8 @@ def test_a_checkpoint_of_another_model_is_called_by_its_name(tmp_path, model, co
     assert_refused(tmp_path / "other.pth", model.replace("(", r"\(").replace(")", r"\)"))
 
 
-def assert_refused(source: Path, message: str) -> None:
-    target = source.parent / "target" / "out.safetensors"
+def assert_refused(source: Path, message: str, folder: Path | None = None) -> None:
+    target = (folder or source.parent / "target") / "out.safetensors"
     target.parent.mkdir()
     with pytest.raises(ValueError, match=message) as refusal:
         convert_file(source, target)
@@ -387,9 +387,11 @@ def rezipped(path: Path, target: Path, compression: int, edit=lambda name, data:
     return target
 
 
-def test_a_file_that_was_zipped_again_is_read_too(golden, theirs, tmp_path):
-    path = rezipped(golden / "tiny/mmdet_checkpoint.pth", tmp_path / "a.pth", zipfile.ZIP_DEFLATED)
-    assert equal(read_pytorch_file(path).content["state_dict"], theirs)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_file_that_was_compressed_is_refused_so_that_a_small_file_takes_little_memory(tmp_path, compression):
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "whole.pth")
+    rezipped(tmp_path / "whole.pth", tmp_path / "a.pth", compression)
+    assert_refused(tmp_path / "a.pth", "its parts are compressed, which torch.save never does; rewrite it once with")
 
 
 def save_with_pickle(path: Path, content: bytes) -> Path:
@@ -435,9 +437,15 @@ BROKEN = {
     "cut": b"\x80\x02}",
     "an attribute set on a function": b"\x80\x02cos\nsystem\nq\x00}b.",
     "nothing but a mark": b"\x80\x02(.",
-    "a memo of two billion places": b"\x80\x02}r\xff\xff\xff\x7f.",
     "a bytearray of a terabyte": b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".",
     "a line break in a number": b"\x80\x02Fx\ty\r\n.",
+    "a tuple nested 200,000 deep as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",
+    "a tuple that holds itself twice, 60 times over, as a key": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
+    "such a tuple in a set": b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",
+    "such a tuple in a frozenset": b"\x80\x04()" + b"2\x86" * 60 + b"\x91.",
+    "such a tuple in an ordered dict": b"\x80\x02ccollections\nOrderedDict\n])" + b"2\x86" * 60 + b"K\x01\x86a\x85R.",
+    "such a tuple as a reference": b"\x80\x02)" + b"2\x86" * 60 + b"Q.",
+    "a shape that repeats a tuple": tensor_pickle((2**31, (1,)), (1, 1)),
 }
 
 
@@ -448,6 +456,17 @@ def test_a_broken_pickle_is_refused_in_one_line(tmp_path, content):
     assert str(refusal.value).isprintable()
 
 
+def test_a_place_in_the_memo_costs_nothing_however_high_its_number(tmp_path):
+    assert read_pytorch_file(save_with_pickle(tmp_path / "a.pth", b"\x80\x02}r\xff\xff\xff\x7f.")).content == {}
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_without_waiting(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert_refused(tmp_path / name, "a pipe, expected a file")
+    assert_refused(Path("/dev/zero"), "a device or a socket, expected a file", tmp_path / "second")
+
+
 def test_a_damaged_archive_is_refused_in_one_line(golden, tmp_path):
     content = bytearray((golden / "mmengine_training_checkpoint_excerpt.pth").read_bytes())
     directory = content.rindex(b"PK\x01\x02")
@@ -456,7 +475,7 @@ def test_a_damaged_archive_is_refused_in_one_line(golden, tmp_path):
         for entry in (content.index(b"PK\x01\x02"), directory):
             damaged[entry + offset] = value
         (tmp_path / "a.pth").write_bytes(damaged)
-        with pytest.raises(ValueError, match="truncated or damaged PyTorch file"):
+        with pytest.raises(ValueError, match="truncated or damaged PyTorch file|its parts are compressed"):
             read_pytorch_file(tmp_path / "a.pth")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import resource
 
@@ -9,16 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints import model_file, run_state
 from groundingdino.checkpoints.formats.upgrade import upgrade
-from groundingdino.checkpoints.model_file import (
-    load_detector,
-    load_state,
-    read_metadata,
-    save_checkpoint,
-    save_detector,
-    save_state,
-)
+from groundingdino.checkpoints.model_file import load_detector, read_metadata, save_checkpoint, save_detector
+from groundingdino.checkpoints.run_state import load_state, save_state
 from groundingdino.checkpoints.safetensors_file import DTYPES, TensorFile
 from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
 from groundingdino.model import build_detector
@@ -82,12 +77,61 @@ def test_a_truncated_file_is_called_so(tmp_path, cut):
         TensorFile(path)
 
 
-def test_offsets_that_lie_are_refused(tmp_path):
-    path = tmp_path / "a.safetensors"
-    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+def write_header(path, header: object, data: int = 0) -> None:
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(data))
+
+
+def four(start: int, shape: object = (4,), dtype: object = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, start + 16]}
+
+
+DAMAGED = {
+    "an offset that lies": {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}},
+    "two tensors in one place": {"a": four(0), "b": four(0), "c": four(16)},
+    "a gap": {"a": four(0), "b": four(32)},
+    "a shape of floats": {"a": four(0, [4.0])},
+    "a shape of truths": {"a": four(0, [4, True])},
+    "a shape that is a text": {"a": four(0, "4")},
+    "a negative shape": {"a": four(0, [-2, -2])},
+    "offsets that are null": {"a": {**four(0), "data_offsets": None}},
+    "an unknown dtype": {"a": four(0, [16], "F8_E4M3")},
+    "a dtype that is a list": {"a": four(0, [4], ["F32"])},
+    "a list for a tensor": {"a": [4]},
+    "metadata of numbers": {"__metadata__": {"a": 1}},
+    "metadata that is a list": {"__metadata__": ["a"]},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_header_is_refused_in_one_line(tmp_path, case):
+    write_header(tmp_path / "a.safetensors", DAMAGED[case], 48)
+    with pytest.raises(ValueError, match="damaged safetensors header") as refusal:
+        TensorFile(tmp_path / "a.safetensors")
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 500
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path):
+    encoded = b'{"a":' + b"[" * 100_000
+    (tmp_path / "a.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)
     with pytest.raises(ValueError, match="damaged safetensors header"):
-        TensorFile(path)
+        TensorFile(tmp_path / "a.safetensors")
+
+
+def test_a_file_longer_than_its_header_says_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", {"a": torch.ones(3)}, {})
+    with open(tmp_path / "a.safetensors", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match="damaged safetensors file, .* bytes instead of"):
+        TensorFile(tmp_path / "a.safetensors")
+
+
+def test_a_file_cut_while_it_is_open_is_not_read_as_zeros(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", {"a": torch.ones(100_000)}, {})
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        os.truncate(tmp_path / "a.safetensors", 100_000)
+        with pytest.raises(ValueError, match="truncated while it was read, at tensor 'a'"):
+            file.read("a")
 
 
 def training_state() -> dict:
@@ -136,6 +180,21 @@ def test_what_a_training_state_cannot_hold_is_named_by_its_place(tmp_path):
     with pytest.raises(ValueError, match=r"state\.'a' has a key of type tuple"):
         save_state(tmp_path / "s", {"a": {(1, 2): 3}})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_state_that_was_altered_is_refused(tmp_path):
+    save_state(tmp_path / "state", training_state())
+    content = bytearray((tmp_path / "state").read_bytes())
+    content[-100] ^= 1  # one bit of a tensor
+    (tmp_path / "state").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or altered since it was written"):
+        load_state(tmp_path / "state")
+
+
+def test_a_training_state_of_another_version_is_refused_with_what_to_do(tmp_path):
+    save_checkpoint(tmp_path / "old", {}, {run_state.STATE_VERSION_KEY: "1", run_state.STATE_KEY: '{"dict": []}'})
+    with pytest.raises(ValueError, match=r"training state of version 1, this groundingdino reads 2: finish that run"):
+        load_state(tmp_path / "old")
 
 
 def test_a_training_state_and_a_model_are_not_mistaken_for_each_other(tmp_path):

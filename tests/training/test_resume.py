@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import environment, losses, scenes, small_config, start
 
-from groundingdino.checkpoints import model_file, safetensors_file
+from groundingdino.checkpoints import run_state, safetensors_file
 from groundingdino.training.run_folder import RunFolder
 from groundingdino.training.trainer import fit
 
@@ -44,7 +44,7 @@ def assert_same_end(run: Path, reference: Path) -> None:
     ours, theirs = load_file(run / "last.state"), load_file(reference / "last.state")
     assert ours.keys() == theirs.keys() and any("average" in key for key in ours)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    a, b = model_file.load_state(run / "last.state"), model_file.load_state(reference / "last.state")
+    a, b = run_state.load_state(run / "last.state"), run_state.load_state(reference / "last.state")
     assert a["position"] == b["position"] and a["loader"] == b["loader"]
     assert a["random"][0]["python"] == b["random"][0]["python"]
 
@@ -60,7 +60,7 @@ def test_kills_at_random_steps_while_saving_and_while_evaluating_change_nothing(
     for condition in (f"step:{step}", "save:40", "evaluation:1", "never"):
         code = start(data, run, condition)
         assert (code == 0) == (condition == "never"), condition
-        state = model_file.load_state(run / "last.state")  # whole and readable after each kill
+        state = run_state.load_state(run / "last.state")  # whole and readable after each kill
         assert state["position"]["step"] in (3, 6, 8, 16), condition
         assert bool(list(run.glob(".*.tmp"))) == condition.startswith("save"), condition
     assert_same_end(run, uninterrupted)
@@ -90,7 +90,7 @@ def test_a_full_disk_while_saving_says_so_and_keeps_the_old_checkpoint(
     monkeypatch.setattr(safetensors_file, "_bytes_of", full)
     with pytest.raises(OSError, match="last.state.*disk is full.*as it was"):
         fit(small_config(data, run))
-    assert model_file.load_state(run / "last.state")["position"]["step"] == 3
+    assert run_state.load_state(run / "last.state")["position"]["step"] == 3
     assert not list(run.glob(".*.tmp"))
 
 

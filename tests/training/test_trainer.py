@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import SMALL, losses, scenes, small_config
 
-from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints import model_file, run_state
 from groundingdino.config import TrainConfig
 from groundingdino.model import build_detector
 from groundingdino.runtime.distributed import World
@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
     assert record["step"] == 5 and record["loss"] is None and record["terms"] == ["loss", "loss_iou"]
     assert len(record["samples"]) == 2
     assert all(Path(sample["image"]).exists() and sample["caption"] for sample in record["samples"])
-    assert model_file.load_state(run / "last.state")["position"]["step"] == 3
+    assert run_state.load_state(run / "last.state")["position"]["step"] == 3
 
 
 def test_a_loss_that_is_not_finite_can_be_skipped_and_leaves_no_trace_in_the_weights(
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_can_be_skipped_and_leaves_no_trace_in_the_wei
     rows = losses(run)
     assert rows[5]["loss"] is None and rows[5]["grad_norm"] is None
     assert all(math.isfinite(rows[step]["loss"]) for step in rows if step != 5)
-    tensors = model_file.load_state(run / "last.state")
+    tensors = run_state.load_state(run / "last.state")
     assert all(value.isfinite().all() for value in tensors["model"].values())
     steps = {int(state["step"]) for state in tensors["optimizer"]["state"].values()}
     assert steps == {7}  # eight batches, one left out
@@ -148,7 +148,7 @@ def test_half_precision_trains_like_float32(data: Path, tmp_path: Path) -> None:
     assert mean_loss(tmp_path / "bf16") == pytest.approx(mean_loss(tmp_path / "fp32"), rel=0.05)
     # The loss scale of fp16 starts too high by design: its first steps are left out until it fits.
     left_out = [step for step, row in rows["fp16"].items() if row["grad_norm"] is None]
-    scaler = model_file.load_state(tmp_path / "fp16" / "last.state")["scaler"]
+    scaler = run_state.load_state(tmp_path / "fp16" / "last.state")["scaler"]
     assert scaler["scale"] == 2.0 ** (16 - len(left_out))
     assert 1 in left_out and len(left_out) < 8
     assert min(row["loss"] for row in rows["fp16"].values()) < 0.95 * rows["fp16"][1]["loss"]

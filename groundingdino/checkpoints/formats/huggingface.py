@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats import mmdet
-from groundingdino.checkpoints.formats.key_table import KeyTable, pack, some, thirds
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, thirds
+from groundingdino.checkpoints.messages import some
 from groundingdino.config import ModelConfig
 
 SWIN = "model.backbone.conv_encoder.model"

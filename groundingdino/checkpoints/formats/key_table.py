@@ -70,9 +70,3 @@ def pack(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise ValueError(f"query, key and value of {name!r} are not all there")
             packed[name] = torch.cat(found)
     return packed
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names of many, for an error message: printable whatever the file holds."""
-    names = [name.encode("unicode_escape").decode()[:200] for name in names]
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.formats.key_table import KeyTable, pack, some, thirds, whole_name
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, thirds, whole_name
+from groundingdino.checkpoints.messages import some
 from groundingdino.config import MODEL_PRESETS, BackboneConfig, ModelConfig, TextConfig
 
 QKV = ("query", "key", "value")  # one tensor here, in this order

@@ -4,25 +4,33 @@ A pickle is a program: it names functions and calls them. Here the few names tha
 rebuilders; every other name (mmengine's HistoryBuffer, numpy scalars, `os.system`) becomes an inert class that swallows
 what is done to it. So nothing is imported, nothing runs, and a checkpoint opens without the packages it was made with.
 Tensors are views of the memory-mapped file: opening costs no memory, reading costs what is read.
+
+Why not torch.load(weights_only=True, mmap=True) with inert stand-ins registered by safe_globals: it refuses a whole
+file for one foreign subclass of list or dict, hashes any key (a tuple nested deeply enough crashes the interpreter or
+never ends), registers the stand-ins for the whole process, and its errors recommend weights_only=False.
 """
 
 import io
 import math
 import mmap
+import os
 import pickle
-import pickletools
 import struct
 import zipfile
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from groundingdino.checkpoints.messages import printable
+from groundingdino.runtime.files import open_file
+
+PLAIN = (str, int, float, bool, bytes, type(None))
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -106,22 +114,19 @@ def read_pytorch_file(path: Path) -> PytorchFile:
     Raises:
         ValueError: one line that says what the file is instead: missing, a folder, truncated, legacy, HTML, ...
     """
-    if not path.exists():
-        raise ValueError(f"{path}: no such file")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder")
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if start[:2] != b"PK":
-        raise ValueError(f"{path}: {describe_beginning(start, path.stat().st_size)}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(path, archive)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path}: truncated or damaged PyTorch file ({size} bytes, {error}); fetch it again"
-        ) from error
+    with open_file(path) as file:
+        start, size = file.read(512), os.fstat(file.fileno()).st_size
+        if start[:2] != b"PK":
+            raise ValueError(f"{path}: {describe_beginning(start, size)}")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read_archive(path, file, archive)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
+            if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
+                raise
+            raise ValueError(
+                f"{path}: truncated or damaged PyTorch file ({size} bytes, {printable(str(error))}); fetch it again"
+            ) from error
 
 
 def describe_beginning(start: bytes, size: int) -> str:
@@ -142,44 +147,39 @@ def describe_beginning(start: bytes, size: int) -> str:
     return f"not a PyTorch file ({size} bytes, begins with {start[:8]!r})"
 
 
-def _read_archive(path: Path, archive: zipfile.ZipFile) -> PytorchFile:
+def _read_archive(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> PytorchFile:
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         kind = (
             "a TorchScript archive" if any(n.endswith("/constants.pkl") for n in archive.namelist()) else "a zip file"
         )
         raise ValueError(f"{path}: {kind} without the one data.pkl of a PyTorch checkpoint")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise ValueError(
+            f"{path}: its parts are compressed, which torch.save never does; rewrite it once with "
+            "torch.save(torch.load(path, weights_only=True), new_path)"
+        )
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise ValueError(f"{path}: saved on a big-endian machine, which is not supported")
-    program = archive.read(pickles[0])
-    reader = _Reader(io.BytesIO(program), _Storages(path, archive, f"{root}data/"))
+    reader = _Reader(io.BytesIO(archive.read(pickles[0])), _Storages(file, archive, f"{root}data/"))
     try:
-        _check_sizes(program)
         content = reader.load()
     except zipfile.BadZipFile:
         raise
     except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is ours to debug
-        reason = str(error).encode("unicode_escape").decode()[:200]  # may quote the file: no control characters
+        reason = printable(str(error) or type(error).__name__)
         raise ValueError(f"{path}: damaged PyTorch file, its pickle cannot be read ({reason})") from error
     return PytorchFile(content, tuple(sorted(reader.inert)))
-
-
-def _check_sizes(program: bytes) -> None:
-    """Refuse sizes that the bytes do not back: the C unpickler would allocate them first and then find out."""
-    for opcode, argument, _ in pickletools.genops(program):  # itself refuses strings longer than what is left
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(program):
-            raise ValueError(f"place {argument} in a memo of a {len(program)}-byte pickle")
 
 
 class _Storages:
     """Byte ranges of the archive as 1-D uint8 tensors. Nothing is read until a tensor is used."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
+    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile, prefix: str) -> None:
         self._archive, self._prefix = archive, prefix
-        with open(path, "rb") as file:
-            # Private copy-on-write pages: torch wants writable memory, and nobody may change the user's file.
-            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        # Private copy-on-write pages: torch wants writable memory, and nobody may change the user's file.
+        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def bytes_of(self, key: str) -> Tensor:
         try:
@@ -188,8 +188,6 @@ class _Storages:
             raise zipfile.BadZipFile(f"tensor data {key!r} is missing") from None
         if entry.file_size == 0:
             return torch.empty(0, dtype=torch.uint8)
-        if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses; someone has zipped it again
-            return torch.frombuffer(bytearray(self._archive.read(entry)), dtype=torch.uint8)
         header = self._mapped[entry.header_offset : entry.header_offset + 30]
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise zipfile.BadZipFile(f"no file header at byte {entry.header_offset}")
@@ -200,10 +198,20 @@ class _Storages:
         return torch.frombuffer(self._mapped, dtype=torch.uint8, count=entry.file_size, offset=start)
 
 
-class _Reader(pickle.Unpickler):
-    """`find_class` is the only way from a pickle to code, and here it leads nowhere."""
+PythonUnpickler: Any = vars(pickle)["_Unpickler"]  # which the type stubs do not know
 
-    def __init__(self, stream: Any, storages: _Storages) -> None:
+
+class _Reader(PythonUnpickler):
+    """The standard library's unpickler in Python, with the two ways closed that lead out of plain data.
+
+    `find_class` is the only way to code, and here it leads nowhere. Keys are the only objects whose size is not that of
+    the bytes that describe them: the hash of a tuple of tuples of ... costs a stack frame a level, and time without end
+    where each level holds the last one twice. (The unpickler in C allocates what sizes promise, and cannot be closed.)
+    """
+
+    dispatch = dict(PythonUnpickler.dispatch)
+
+    def __init__(self, stream: BinaryIO, storages: _Storages) -> None:
         super().__init__(stream, encoding="latin1")
         self.inert: set[str] = set()
         self._storages = storages
@@ -213,30 +221,81 @@ class _Reader(pickle.Unpickler):
             "torch._utils._rebuild_parameter": _Function(lambda tensor, *_: tensor),
             "torch._utils._rebuild_parameter_with_state": _Function(lambda tensor, *_: tensor),
             "torch._tensor._rebuild_from_type_v2": _Function(_rebuild_from_type),
+            "collections.OrderedDict": _Function(_ordered_dict),
         }
 
     def find_class(self, module: str, name: str) -> Any:
         qualified = f"{module}.{name}"
         if qualified in self._functions:
             return self._functions[qualified]
-        if qualified == "collections.OrderedDict":
-            return OrderedDict
         if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         self.inert.add(qualified)
-        return type("Inert", (Inert,), {"name": qualified})
+        return _inert_class(qualified)
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        _check_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        _check_keys(self.stack)
+        super().load_frozenset()
+
+    def load_bytearray8(self) -> None:
+        raise ValueError("a bytearray, whose size may be anything")
+
+    dispatch |= {
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
 
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _device, _numel = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise ValueError(f"unknown reference {pid!r}")
+            raise ValueError("a reference to something that is not a tensor's storage")
         data = self._storages.bytes_of(key)
         return data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
 
 
+@lru_cache(maxsize=1024)
+def _inert_class(qualified: str) -> type[Inert]:
+    return type("Inert", (Inert,), {"name": qualified})
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """ValueError for a key whose hash may take long: neither a plain value, nor a flat tuple of some."""
+    for key in keys:
+        if not all(isinstance(item, (*PLAIN, Inert)) for item in (key if type(key) is tuple else (key,))):
+            raise ValueError(f"a nested tuple or {type(key).__name__} as the key of a dict")
+
+
+def _ordered_dict(pairs: Iterable[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
+    pairs = list(pairs)
+    _check_keys(key for key, _ in pairs)
+    return OrderedDict(pairs)
+
+
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if not all(type(number) is int for number in (offset, *size, *stride)):  # a product with a tuple repeats it
+        raise ValueError("a tensor whose shape is not made of numbers")
     if math.prod(size) > storage.numel():
         raise ValueError(f"a tensor of shape {tuple(size)} over {storage.numel()} stored values")
     return storage.as_strided(size, stride, offset)  # raises where it would leave the storage

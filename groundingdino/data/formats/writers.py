@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from groundingdino.checkpoints.safetensors_file import atomic_file
 from groundingdino.data.formats import coco, odvg, voc, yolo
 from groundingdino.data.formats.record import CROWD, AnnotatedImage, Kind, Problem, Reading
+from groundingdino.runtime.files import atomic_file
 
 PlaceImages = Literal["leave", "link", "copy"]
 ALL = "all"  # the name of the one split of a data set that has none

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from groundingdino.checkpoints.formats.key_table import some
 from groundingdino.checkpoints.formats.pytorch_file import Inert, read_pytorch_file
+from groundingdino.checkpoints.messages import some
 from groundingdino.checkpoints.safetensors_file import TensorFile
+from groundingdino.runtime.files import open_file
 
 EXPECTED = "expected an MM-Grounding-DINO checkpoint: mmdet's .pth, transformers' model.safetensors, or ours"
 CONTAINERS = ("state_dict", "model")  # where mmengine, and IDEA and DETR, keep the weights in what they save
@@ -53,7 +54,7 @@ TRANSFORMERS = ("huggingface", (r"model\.backbone\.conv_encoder\.", r"(model\.de
 
 
 @dataclass(frozen=True)
-class Source:
+class ForeignWeights:
     """Weights as they lie in a file."""
 
     path: Path
@@ -63,7 +64,7 @@ class Source:
     notes: tuple[str, ...] = ()  # what else was in the file and is not used, one line each
 
 
-def read_source(path: Path) -> Source:
+def read_weights(path: Path) -> ForeignWeights:
     """Open a .pth or .safetensors file, or a folder of a transformers model.
 
     Raises:
@@ -72,27 +73,24 @@ def read_source(path: Path) -> Source:
     if path.is_dir() and (path / "model.safetensors").exists():
         path = path / "model.safetensors"
     try:
-        source = _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
+        return _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
     except ValueError as error:
         raise ValueError(f"{error}; {EXPECTED}") from error
-    return source
 
 
 def _is_safetensors(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = file.read(9)
     return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[5:8] == b"\0\0\0")
 
 
-def _read_safetensors(path: Path) -> Source:
+def _read_safetensors(path: Path) -> ForeignWeights:
     with TensorFile(path) as file:
         naming = "native" if NATIVE_CONFIG in file.metadata else naming_of(file.entries, path)
-        return Source(path, naming, {name: file.read(name) for name in file.entries}, file.metadata)
+        return ForeignWeights(path, naming, {name: file.read(name) for name in file.entries}, file.metadata)
 
 
-def _read_pytorch(path: Path) -> Source:
+def _read_pytorch(path: Path) -> ForeignWeights:
     file = read_pytorch_file(path)
     state, notes = _state_dict(file.content, path)
     if file.inert:
@@ -106,7 +104,7 @@ def _read_pytorch(path: Path) -> Source:
         if name in tensors:
             raise ValueError(f"{path}: holds {name!r} both with and without the prefix 'module.'")
         tensors[name] = value
-    return Source(path, naming_of(tensors, path), tensors, notes=tuple(notes))
+    return ForeignWeights(path, naming_of(tensors, path), tensors, notes=tuple(notes))
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
