@@ -31,15 +31,16 @@ class _Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def _project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, ...]:
-        """(B, N, D) -> `count` of queries (0), keys (1) and values (2), from `first` on, each (B, M, N, D / M)."""
-        width = x.shape[-1]
-        rows = slice(first * width, (first + count) * width)
-        projected = linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
-        return projected.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    def _split_projection(self, first: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight and bias of the `first` of the three projections, and of the others."""
+        width = self.in_proj_weight.shape[1]
+        parts = (first * width, (3 - first) * width)
+        weights, biases = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
+        return (weights[0], biases[0]), (weights[1], biases[1])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, M, ., D / M) each -> (B, Q, D)."""
+        """(B, Q, D) of queries (B, Q, D), keys and values (B, K, D)."""
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, M, ., D / M)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -53,10 +54,11 @@ class SelfAttention(_Attention):
         x (B, N, D), position the same or None; bias from `attention_bias`, broadcastable to (B, M, N, N).
         """
         if position is None:
-            q, k, v = self._project(x, 0, 3)
+            q, k, v = linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
-            q, k = self._project(x + position, 0, 2)
-            (v,) = self._project(x, 2, 1)
+            query_key, value = self._split_projection(2)
+            q, k = linear(x + position, *query_key).chunk(2, dim=-1)
+            v = linear(x, *value)
         return self._attend(q, k, v, bias)
 
 
@@ -68,8 +70,9 @@ class CrossAttention(_Attention):
 
         query (B, Q, D), memory (B, K, D); bias from `attention_bias`, broadcastable to (B, M, Q, K).
         """
-        (q,) = self._project(query, 0, 1)
-        k, v = self._project(memory, 1, 2)
+        query_part, key_value = self._split_projection(1)
+        q = linear(query, *query_part)
+        k, v = linear(memory, *key_value).chunk(2, dim=-1)
         return self._attend(q, k, v, bias)
 
 

@@ -90,6 +90,7 @@ class Decoder(nn.Module):
 
         query (B, Q, D), boxes (B, Q, 4) the first references, attends (Q, Q) bool or None, where all may look at all.
         """
+        ratios = torch.cat((image.valid_ratios, image.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
         bias = None if attends is None else attention_bias(attends, query.dtype)
         text_bias = attention_bias(text.valid[:, None, None], query.dtype)  # (B, 1, 1, T)
         reference = boxes  # what the next layer looks around, without gradient
@@ -97,7 +98,7 @@ class Decoder(nn.Module):
         predictions = []
         for layer, box_head, contrastive_head in zip(self.layers, self.box_heads, self.contrastive_heads, strict=True):
             # Attention around the reference boxes
-            position, sampling = self.locate(reference, image, query.dtype)
+            position, sampling = self.locate(reference, ratios, query.dtype)
             query = layer(query, QueryContext(position, sampling, bias, text_bias), image, text)
 
             # Two boxes: the normed query's is the layer's, the plain query's is where the next layer looks.
@@ -109,9 +110,8 @@ class Decoder(nn.Module):
             reference = forward_reference.detach()
         return tuple(predictions)
 
-    def locate(self, reference: Tensor, image: ImageTokens, dtype: torch.dtype) -> tuple[Tensor, Sampling]:
-        """The queries' positions (B, Q, D) and sampling for reference boxes (B, Q, 4)."""
-        ratios = torch.cat((image.valid_ratios, image.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
+    def locate(self, reference: Tensor, ratios: Tensor, dtype: torch.dtype) -> tuple[Tensor, Sampling]:
+        """The queries' positions (B, Q, D) and sampling for reference boxes (B, Q, 4); ratios (B, 1, L, 4)."""
         boxes = reference[:, :, None] * ratios  # (B, Q, L, 4) in each padded map
 
         # On the finest level, as in mmdet
