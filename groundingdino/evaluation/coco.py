@@ -4,13 +4,17 @@ import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from groundingdino.evaluation.annotation_file import image_path, read_document
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.report import Figures
+from groundingdino.evaluation.runner import Question
+from groundingdino.inference.prompts import Categories
 
 IMAGES_AT_ONCE = 500  # matched together
 MAX_DETECTIONS = (1, 10, 100)  # per image and category; the last is that of AP
@@ -57,6 +61,44 @@ class CocoTruth:
             raise ValueError(f"the annotation file lacks categories of the split: {', '.join(missing)}")
         ids, names = tuple(c["id"] for c in categories), tuple(c["name"] for c in categories)
         return cls(document, ids, names, split)
+
+
+@dataclass(frozen=True)
+class CocoDetection:
+    """Every category of a COCO file asked of every image: COCO itself, and any file in its format."""
+
+    truth: CocoTruth
+    images: Path
+    path: Path  # of the annotation file, for messages
+    names_per_caption: int | None = None  # None: as many as its tokens allow
+
+    @classmethod
+    def load(cls, path: Path, images: Path, split: CategorySplit | None = None) -> "CocoDetection":
+        """Of an annotation file and the folder of its images. ValueError if it is not such a file."""
+        document = read_document(path, "images", "annotations", "categories")
+        return cls(CocoTruth.from_document(document, split), images, path)
+
+    def questions(self) -> Sequence[Question]:
+        """Each image with the names of all categories as mmdet prompts them."""
+        prompts = (Categories(self.truth.names, self.names_per_caption),)
+        images = self.truth.document["images"]
+        return [Question(image_path(self.images, image, self.path), prompts, (image["id"],)) for image in images]
+
+    def score(self, answers: Iterable[ImageAnswer]) -> Figures:
+        """See `score`."""
+        return score(self.truth, answers)
+
+    def description(self) -> dict[str, str]:
+        """The protocol spelled out, for reports."""
+        captions = "as many as fit into a caption" if self.names_per_caption is None else str(self.names_per_caption)
+        text = {
+            "figures": "COCO AP and AR (pycocotools), at most 100 boxes per image and category",
+            "prompt": f'all {len(self.truth.names)} category names, "a. b. c. ", {captions} at once',
+            "boxes": "300 best box-category pairs of each caption, no NMS",
+        }
+        if self.truth.split is not None:
+            text["split"] = f"{len(self.truth.split.base)} base and {len(self.truth.split.novel)} novel categories"
+        return text
 
 
 def score(truth: CocoTruth, answers: Iterable[ImageAnswer]) -> Figures:

@@ -1,13 +1,17 @@
 """Phrase grounding on Flickr30k Entities: recall of the phrases of a caption."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from groundingdino.evaluation.annotation_file import image_path, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, iou_matrix, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
+from groundingdino.evaluation.runner import Question
+from groundingdino.inference.prompts import Spans
 
 RANKS = (1, 5, 10)
 HIT_IOU = 0.5
@@ -28,6 +32,55 @@ class FlickrTruth:
             phrases.setdefault(annotation["phrase_ids"], []).append(annotation["bbox"])
         boxes = {i: tuple(xywh_to_xyxy(phrases[p]) for p in sorted(phrases)) for i, phrases in grouped.items()}
         return cls(boxes)
+
+
+@dataclass(frozen=True)
+class Flickr30k:
+    """A Flickr30k Entities file; the captions of an image file are asked together."""
+
+    truth: FlickrTruth
+    captions: Mapping[Path, tuple[tuple[int, Spans], ...]]  # image file -> (image id, caption with its phrases)
+
+    @classmethod
+    def load(cls, path: Path, images: Path) -> "Flickr30k":
+        """Of MDETR's annotation file and the folder of its images.
+
+        Raises:
+            ValueError: if it is not such a file, or the boxes of a caption are of more phrases than it marks.
+        """
+        document = read_document(path, "images", "annotations")
+        truth = FlickrTruth.from_document(document)
+        captions: dict[Path, tuple[tuple[int, Spans], ...]] = {}
+        for image in document["images"]:
+            number, phrases = image["id"], image["tokens_positive_eval"]
+            if len(truth.boxes[number]) > len(phrases):
+                raise ValueError(
+                    f"{path}: image {number}: boxes of {len(truth.boxes[number])} phrases, {len(phrases)} marked"
+                )
+            if phrases:
+                file = image_path(images, image, path)
+                captions[file] = (*captions.get(file, ()), (number, Spans(image["caption"], phrases)))
+        return cls(truth, captions)
+
+    def questions(self) -> Sequence[Question]:
+        """Each image file with its captions; the image half runs once for them."""
+        return [
+            Question(file, tuple(prompt for _, prompt in asked), tuple(number for number, _ in asked))
+            for file, asked in self.captions.items()
+        ]
+
+    def score(self, answers: Iterable[ImageAnswer]) -> Figures:
+        """See `score`."""
+        return score(self.truth, answers)
+
+    def description(self) -> dict[str, str]:
+        """The protocol spelled out, for reports."""
+        return {
+            "figures": f"R@k: share of phrases with a box of IoU >= {HIT_IOU} among the first k; any of the phrase's "
+            "boxes counts, or (merged) the smallest box around all of them",
+            "prompt": "the caption, its phrases by their characters (tokens_positive_eval)",
+            "boxes": "300 best box-phrase pairs of each caption, then ranked in each phrase",
+        }
 
 
 def score(truth: FlickrTruth, answers: Iterable[ImageAnswer]) -> Figures:

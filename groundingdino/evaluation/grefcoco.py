@@ -1,13 +1,17 @@
 """Generalised referring expressions (gRefCOCO): none, one or several objects for each expression."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from groundingdino.evaluation.annotation_file import image_path, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, iou_matrix, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
+from groundingdino.evaluation.runner import Question
+from groundingdino.inference.prompts import Referring
 
 SCORE_THRESHOLD = 0.7
 HIT_IOU = 0.5
@@ -28,6 +32,45 @@ class GrefcocoTruth:
             if annotation["category_id"] != NO_TARGET:
                 boxes[annotation["image_id"]].append(annotation["bbox"])
         return cls({image_id: xywh_to_xyxy(rows) for image_id, rows in boxes.items()})
+
+
+@dataclass(frozen=True)
+class Grefcoco:
+    """A gRefCOCO file; the expressions of an image file are asked together."""
+
+    truth: GrefcocoTruth
+    expressions: Mapping[Path, tuple[tuple[int, str], ...]]  # image file -> (image id, expression)
+    threshold: float = SCORE_THRESHOLD
+
+    @classmethod
+    def load(cls, path: Path, images: Path) -> "Grefcoco":
+        """Of an MDETR-style annotation file and the folder of its images. ValueError if it is not such a file."""
+        document = read_document(path, "images", "annotations")
+        expressions: dict[Path, tuple[tuple[int, str], ...]] = {}
+        for image in document["images"]:
+            file = image_path(images, image, path)
+            expressions[file] = (*expressions.get(file, ()), (image["id"], image["caption"]))
+        return cls(GrefcocoTruth.from_document(document), expressions)
+
+    def questions(self) -> Sequence[Question]:
+        """Each image file with its expressions; the image half runs once for them."""
+        return [
+            Question(file, tuple(Referring(caption) for _, caption in asked), tuple(number for number, _ in asked))
+            for file, asked in self.expressions.items()
+        ]
+
+    def score(self, answers: Iterable[ImageAnswer]) -> Figures:
+        """See `score`."""
+        return score(self.truth, answers, self.threshold)
+
+    def description(self) -> dict[str, str]:
+        """The protocol spelled out, for reports."""
+        return {
+            "figures": f"boxes of score >= {self.threshold:g} matched to the targets one to one at IoU {HIT_IOU}; "
+            "F1_score: share of expressions with F1 = 1, T_acc and N_acc: with and without target told apart",
+            "prompt": "the expression",
+            "score": "best token of the expression, special tokens included (mmdet)",
+        }
 
 
 def score(truth: GrefcocoTruth, answers: Iterable[ImageAnswer], threshold: float = SCORE_THRESHOLD) -> Figures:

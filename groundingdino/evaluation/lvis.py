@@ -4,21 +4,27 @@ The figures are those of `lvis` 0.5.3 and of mmdet's `LVISFixedAPMetric`, from n
 held is the 300 best boxes an image, or the 10,000 best of each category, never all.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from groundingdino.evaluation import lvis_matching
+from groundingdino.evaluation.annotation_file import image_path, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, xywh_to_xyxy
 from groundingdino.evaluation.lvis_matching import AREAS, Detections, ImageCategory
 from groundingdino.evaluation.report import Figures
+from groundingdino.evaluation.runner import Question
+from groundingdino.inference.prompts import Categories
 
 PER_IMAGE = 300  # boxes of an image that count for standard AP
 PER_CATEGORY = 10_000  # boxes of a category, over all images, that count for fixed AP
 ROWS_AT_ONCE = 2_000_000  # predictions that are sorted into categories together
+NAMES_PER_CAPTION = 40  # of mmdet's published figures
+COCO_HOST = "http://images.cocodataset.org/"
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 
 
@@ -27,7 +33,7 @@ class LvisTruth:
     """An LVIS annotation file without its masks. Label l of an answer is category l; I images are in id order."""
 
     category_ids: tuple[int, ...]
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # as in the file, "aerosol_can"
     frequencies: tuple[str, ...]  # "r", "c" or "f" for each category
     image_ids: Integers  # (I,) rising
     objects: tuple[ImageCategory, ...]  # boxes of an image and category, by category, then image
@@ -59,6 +65,50 @@ def _image_category(category: int, image: int, annotations: list[Mapping[str, An
     ignored = np.array([bool(one.get("ignore", 0)) for one in annotations])
     areas = np.array([one["area"] for one in annotations], np.float64)
     return ImageCategory(category, image, xywh_to_xyxy([one["bbox"] for one in annotations]), areas, ignored)
+
+
+@dataclass(frozen=True)
+class Lvis:
+    """LVIS v1, its val or minival images."""
+
+    truth: LvisTruth
+    files: Mapping[int, Path]  # image id -> image
+    names_per_caption: int | None = NAMES_PER_CAPTION  # None: as many as fit
+
+    @classmethod
+    def load(cls, path: Path, root: Path, names_per_caption: int | None = NAMES_PER_CAPTION) -> "Lvis":
+        """Of an annotation file; images are where their `coco_url` says below `root`: train2017/ and val2017/."""
+        document = read_document(path, "images", "annotations", "categories")
+        files = {
+            image["id"]: image_path(root, {**image, "file_name": _file_name(image)}, path)
+            for image in document["images"]
+        }
+        return cls(LvisTruth.from_document(document), files, names_per_caption)
+
+    def questions(self) -> Sequence[Question]:
+        """Each image with all names; the image half runs once for its captions."""
+        prompts = (Categories(self.truth.names, self.names_per_caption),)
+        return [Question(file, prompts, (image_id,)) for image_id, file in self.files.items()]
+
+    def score(self, answers: Iterable[ImageAnswer]) -> Figures:
+        """See `score`."""
+        return score(self.truth, answers)
+
+    def description(self) -> dict[str, str]:
+        """The protocol spelled out, for reports."""
+        most = self.names_per_caption
+        captions = "as many as fit into a caption" if most is None else f"{most} a caption"
+        return {
+            "figures": f"LVIS fixed AP: the {PER_CATEGORY:,} best boxes of each category, whatever the image",
+            "standard figures": f"LVIS AP of the {PER_IMAGE} best boxes of each image",
+            "prompt": f"all {len(self.truth.names)} category names, cleaned of underscores and parentheses, {captions}"
+            + (" as published" if most == NAMES_PER_CAPTION else " (published: 40)"),
+            "boxes": "300 best box-category pairs of each caption, no NMS",
+        }
+
+
+def _file_name(image: Mapping[str, Any]) -> str:
+    return str(image["coco_url"]).removeprefix(COCO_HOST) if "coco_url" in image else str(image["file_name"])
 
 
 def score(truth: LvisTruth, answers: Iterable[ImageAnswer]) -> Figures:

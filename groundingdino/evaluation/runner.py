@@ -5,24 +5,22 @@ A protocol is two functions in a file of its own, bound to its annotations:
 * `questions() -> Sequence[Question]`: the image files, each with the prompts to ask about it.
 * `score(answers) -> figures`: from one `ImageAnswer` for every prompt to figures of merit. It runs in the main process
   only, and `answers` is an iterator that is read once: each rank's answers come in its order of images, rank after
-  rank, from a spool that moves to disk when it is large. So a protocol holds what its figures need, never everything
+  rank, from files on disk. So a protocol holds what its figures need, never everything
   (LVIS: 20,000 images with 9,300 boxes each).
 
 Under torchrun every image has one rank, and every rank gets the same `Evaluation`.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from groundingdino.evaluation.answer_file import AnswerStore
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.inference.engine import TOP_K_PER_CAPTION, EncodedPrompt, Engine, RankedBoxes
 from groundingdino.inference.prompts import Prompt, resolve
@@ -32,8 +30,6 @@ from groundingdino.model import GroundingDINO
 from groundingdino.runtime import distributed
 
 IMAGE_COST = 1.5  # the image half takes as long as this many prompts (Swin-B); for the balance between ranks
-SPOOL_BYTES = 2**28  # answers of a rank that are held in memory; more go to a temporary file
-ANSWERS_PER_MESSAGE = 500  # between processes
 
 Figures = TypeVar("Figures")
 Figures_co = TypeVar("Figures_co", covariant=True)
@@ -108,6 +104,7 @@ def evaluate(
     boxes_per_caption: int = TOP_K_PER_CAPTION,
     name: str = "the model",
     progress: Callable[[int], None] | None = None,
+    store: AnswerStore | None = None,
 ) -> Evaluation[Figures]:
     """The protocol's figures for a model; under torchrun the ranks share the images.
 
@@ -118,7 +115,9 @@ def evaluate(
         device: default is the model's.
         boxes_per_caption: how many an answer holds at most, for each caption that a prompt takes.
         name: what to call the model in messages, such as its checkpoint.
-        progress: called with the number of prompts after each image of this rank.
+        progress: called with the number of prompts after each image of this rank; at first with those that `store`
+            answers already.
+        store: keeps the answers on disk, and may hold those of an evaluation that was interrupted; it is closed.
 
     Raises:
         ValueError: naming an image that is missing or unreadable, or a model whose answers are not finite.
@@ -129,17 +128,20 @@ def evaluate(
     engine = Engine(model, device, options.precision, options.batch_size, name)
     was_training = model.training
     model.eval()
-    with _Spool() as spool:
+    with store or AnswerStore() as store:
         try:
-            own = shard(questions, distributed.rank(), distributed.world_size())
+            answered = store.answered()
+            waiting = [question for question in questions if not answered.issuperset(question.ids)]
+            if progress is not None and distributed.is_main():
+                progress(sum(len(q.prompts) for q in questions) - sum(len(q.prompts) for q in waiting))
+            own = shard(waiting, distributed.rank(), distributed.world_size())
             for question, ranked in _answers(engine, own, options, boxes_per_caption):
-                for image_id, boxes in zip(question.ids, ranked, strict=True):
-                    spool.write(image_id, boxes)
+                store.write([_as_answer(*one) for one in zip(question.ids, ranked, strict=True)])
                 if progress is not None:
                     progress(len(question.prompts))
         finally:
             model.train(was_training)
-        figures = _score_on_main(protocol, spool)
+        figures = _score_on_main(protocol, store)
     prompts = sum(len(question.prompts) for question in questions)
     seconds = distributed.broadcast_object(time.perf_counter() - begin)
     return Evaluation(figures, len(questions), prompts, seconds, options)
@@ -175,55 +177,19 @@ def _encode(engine: Engine, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
     return engine.encode_prompts([resolve(prompt, tokenizer, limit, strict=False) for prompt in prompts])
 
 
-def _score_on_main(protocol: EvaluationProtocol[Figures], spool: "_Spool") -> Figures:
+def _as_answer(image_id: int, ranked: RankedBoxes) -> ImageAnswer:
+    return ImageAnswer(image_id, ranked.boxes.numpy(), ranked.scores.numpy(), ranked.labels.numpy())
+
+
+def _score_on_main(protocol: EvaluationProtocol[Figures], store: AnswerStore) -> Figures:
     """The figures from every rank's answers, on every rank."""
-    gathered = _gathered(spool)
+    gathered = store.gathered()
     figures = None
     if distributed.is_main():
         figures = protocol.score(gathered)
     for _ in gathered:  # the other ranks hand over theirs; on main only what `score` has left
         pass
     return distributed.broadcast_object(figures)  # type: ignore[return-value]
-
-
-def _gathered(spool: "_Spool") -> Iterator[ImageAnswer]:
-    """On the main process every rank's answers, rank after rank; on the others nothing, but they must iterate too."""
-    for source in range(distributed.world_size()):
-        own = spool.read() if source == distributed.rank() else iter(())
-        if source == 0:
-            yield from own
-            continue
-        while message := distributed.broadcast_object(list(islice(own, ANSWERS_PER_MESSAGE)), source):
-            if distributed.is_main():
-                yield from message
-
-
-class _Spool:
-    """Rankings written one by one and read once, in memory while they are few, then in a temporary file."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)
-        self._count = 0
-
-    def __enter__(self) -> "_Spool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, image_id: int, ranked: RankedBoxes) -> None:
-        """Append one."""
-        np.save(self._file, np.array(image_id, np.int64))
-        np.save(self._file, torch.cat((ranked.boxes, ranked.scores[:, None]), dim=1).numpy())
-        np.save(self._file, ranked.labels.numpy())
-        self._count += 1
-
-    def read(self) -> Iterator[ImageAnswer]:
-        """All, in the order they were written."""
-        self._file.seek(0)
-        for _ in range(self._count):
-            image_id, rows, labels = (np.load(self._file, allow_pickle=False) for _ in range(3))
-            yield ImageAnswer(int(image_id), rows[:, :4], rows[:, 4], labels)
 
 
 def _load(questions: Sequence[Question], options: EvaluationOptions) -> Iterator[ResizedImage]:

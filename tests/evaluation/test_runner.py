@@ -12,6 +12,7 @@ from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino.evaluation import EvaluationOptions, ImageAnswer, Question, evaluate, runner
+from groundingdino.evaluation.answer_file import AnswerStore, read_answers
 from groundingdino.inference.prompts import Categories
 from groundingdino.runtime import distributed
 
@@ -54,10 +55,33 @@ def test_every_image_is_asked_once_and_shared_captions_are_encoded_once(folder, 
     assert {image_id: figure[0] for image_id, figure in evaluation.figures.items()} == dict.fromkeys(range(5), 2 * 20)
 
 
-def test_answers_that_are_too_many_for_memory_pass_through_a_file(folder, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(folder, tmp_path):
     expected = evaluate(tiny_model(), CountingProtocol(folder), OPTIONS).figures
-    monkeypatch.setattr(runner, "SPOOL_BYTES", 1000)
-    assert evaluate(tiny_model(), CountingProtocol(folder), OPTIONS).figures == expected
+    path, identity, asked = tmp_path / "answers", {"checkpoint": "tiny"}, []
+
+    def stop_after_two(count: int) -> None:
+        asked.append(count)
+        if sum(asked) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            tiny_model(), CountingProtocol(folder), OPTIONS, store=AnswerStore(path, identity), progress=stop_after_two
+        )
+    part = path.with_name("answers.part0")
+    part.write_bytes(part.read_bytes()[:-7])  # as a machine that fails may leave it
+    asked.clear()
+    evaluation = evaluate(
+        tiny_model(),
+        CountingProtocol(folder),
+        OPTIONS,
+        store=AnswerStore(path, identity, resume=True),
+        progress=asked.append,
+    )
+    assert asked == [1, 1, 1, 1, 1] and evaluation.figures == expected
+    assert [file.name for file in tmp_path.iterdir()] == ["answers"]
+    header, again = read_answers(path)
+    assert header == identity and CountingProtocol(folder).score(again) == expected
 
 
 def test_a_model_that_answers_nan_is_an_error_that_names_it_and_no_perfect_score(folder):
