@@ -1,8 +1,8 @@
-"""Convert MM-Grounding-DINO weights between formats: see --help."""
+"""Convert MM-Grounding-DINO weights between formats: see --help. The same as `groundingdino convert`."""
 
-import tyro
+import sys
 
 from groundingdino.cli.convert import main
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(main(sys.argv[1:], "convert_checkpoint.py"))

@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 
 # Before torch: it settles how large tensors get memory.
-from groundingdino.runtime.devices import configure, pick_device, synchronize
+from groundingdino.runtime.devices import pick_device, prepare_device, synchronize, tune_process
 
 # isort: split
 import torch
@@ -100,7 +100,8 @@ def main(rounds: int = 5, threads: int = 2, device: str = "cpu") -> None:
     """Print a Markdown table of medians and ratios."""
     torch.set_num_threads(threads)
     place = pick_device(device)
-    configure(place)  # as every program of the library does
+    tune_process(place)  # as every program of the library does
+    prepare_device(place)
     print(f"torch {torch.__version__}, {place}, {threads} threads, float32, medians of {rounds} alternating rounds\n")
     print("| | composite | kernel | ratio | target | | largest difference |\n|---|---|---|---|---|---|---|")
     for part in ("encoder", "decoder"):

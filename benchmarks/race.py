@@ -55,7 +55,7 @@ class Worker:
     """A running side; `call` waits for its answer."""
 
     def __init__(self, side: str, folder: Path, threads: int, environment: dict[str, str] | None = None) -> None:
-        # Each side decides itself about THP_MEM_ALLOC_ENABLE, which importing groundingdino has set here.
+        # Each side decides itself about THP_MEM_ALLOC_ENABLE, whatever this process has set.
         inherited = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side, str(folder), str(threads)],

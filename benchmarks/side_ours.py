@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from groundingdino.runtime import distributed  # before torch: it settles how large tensors get memory
-
 # isort: split
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,8 @@ from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.prompts import Categories, Referring, resolve
 from groundingdino.inputs.images import ImageGeometry, ResizedImage
 from groundingdino.inputs.text import default_tokenizer
+from groundingdino.runtime import distributed
+from groundingdino.runtime.devices import tune_process
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import TrainingStep
@@ -50,6 +50,7 @@ class Side:
 
     def __init__(self, folder: Path, threads: int) -> None:
         torch.set_num_threads(threads)
+        tune_process(torch.device("cpu"))  # as every program of the library does
         self.device = distributed.init("cpu").device
         self.model = load_detector(folder / "ours.safetensors")
         self.predictor = Predictor(self.model)

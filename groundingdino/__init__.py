@@ -1,9 +1,10 @@
 """MM-Grounding-DINO in plain PyTorch. The public names below are imported when they are first used."""
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from groundingdino.runtime import bootstrap as bootstrap  # first: it settles variables that `import torch` reads
+from groundingdino.runtime import bootstrap, other_distributions
 
 if TYPE_CHECKING:
     from groundingdino.config import MODEL_PRESETS as MODEL_PRESETS
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from groundingdino.inference.results import to_supervision as to_supervision
     from groundingdino.inference.visualize import draw_detections as draw_detections
     from groundingdino.model import build_detector as build_detector
+    from groundingdino.runtime.devices import tune_process as tune_process
     from groundingdino.structures import Detections as Detections
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the only place; pyproject.toml reads it here
 
 _HOME_OF_NAME = {
     "MODEL_PRESETS": "config",
@@ -37,6 +39,7 @@ _HOME_OF_NAME = {
     "to_coco": "inference.results",
     "to_json": "inference.results",
     "to_supervision": "inference.results",
+    "tune_process": "runtime.devices",
     "Detections": "structures",
 }
 
@@ -51,3 +54,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+bootstrap.import_torch_without_cann()
+if _problem := other_distributions.warning():
+    warnings.warn(_problem, stacklevel=2)

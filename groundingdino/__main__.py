@@ -1,4 +1,4 @@
-"""`python -m groundingdino`: see --help."""
+"""`python -m groundingdino` is the console script `groundingdino`: see --help."""
 
 import sys
 

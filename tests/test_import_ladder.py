@@ -26,7 +26,7 @@ DOORS = {
     "transformers": set(),
     "scipy": {"training/matcher.py"},
     "pycocotools": {"evaluation/coco.py"},
-    "gradio": {"cli/demo.py"},
+    "gradio": {"cli/demo_page.py"},
     "supervision": {"inference/results.py", "util/inference.py"},
     "yaml": {"data/formats/yolo.py"},
     "nltk": {"inputs/noun_phrases.py"},

@@ -1,146 +1,66 @@
-"""A page to try a model in the browser (gradio, extra `demo`). `python -m groundingdino demo` serves it.
+"""Serve a page to try a model in the browser; needs the extra: pip install "groundingdino[demo]".
 
-Works without internet access: no fonts or statistics from elsewhere (gradio's own page asks for one script, and does
-without it).
+    groundingdino demo --checkpoint model.safetensors --samples photos/
+
+Ctrl-C stops it.
 """
 
-import json
-import re
-import tempfile
+import importlib.util
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from groundingdino.inference.predictor import DetectionFilter, EncodedImage, Predictor
-from groundingdino.inference.prompts import Categories, Phrases, Prompt, Referring, Spans
-from groundingdino.inference.results import to_json
-from groundingdino.inference.visualize import comfortable_factor, draw_detections
-from groundingdino.inputs.images import image_files
-from groundingdino.structures import Detections
-
-HINTS = {
-    "categories": "names, separated by commas: cat, remote control",
-    "referring": "a sentence about one object: the man on the left",
-    "phrases": "a caption, its noun phrases are looked for: a man with a small dog",
-    "spans": "a caption with brackets around what to look for: [a dog] next to [a bench]",
-}
-MODES = tuple(HINTS)
-TITLE = "Grounding DINO"
-CACHE = (3600, 86400)  # seconds: how often uploads and pictures are looked through, how old they may get
-COLUMNS = ["name", "score", "left", "top", "right", "bottom"]
+from groundingdino.cli import console, loading
 
 
-def prompt_of(mode: str, text: str, subject_scoring: bool = False) -> Prompt:
-    """The prompt that the page's fields mean. ValueError where there is nothing to look for."""
-    if not text.strip():
-        raise ValueError(f"type what to look for: {HINTS[mode]}")
-    if mode == "categories":
-        return Categories([name.strip() for name in text.split(",") if name.strip()])
-    if mode == "referring":
-        return Referring(text.strip(), "subject" if subject_scoring else "max")
-    if mode == "phrases":
-        return Phrases(text.strip())
-    return bracketed(text)
+@dataclass(frozen=True)
+class Arguments:
+    """Which model to serve, and where."""
+
+    checkpoint: Path | None = None
+    """default: the only .safetensors in this folder, weights/ or checkpoints/"""
+    samples: Path | None = None
+    """folder of images to choose from"""
+    host: str = "127.0.0.1"
+    """address to listen at; 0.0.0.0 lets other machines in"""
+    port: int = 7860
+    """port to listen at"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, npu, ..."""
+    precision: loading.Precision = "fp32"
+    """of weights and arithmetic; -mixed keeps the weights in float32"""
 
 
-def bracketed(text: str) -> Spans:
-    """'[a dog] next to [a bench]' -> the caption without brackets and a span for each pair. ValueError without any."""
-    caption, spans = "", []
-    for outside, inside in re.findall(r"([^\[\]]*)(?:\[([^\[\]]+)\])?", text):
-        caption += outside
-        if inside:
-            spans.append([(len(caption), len(caption) + len(inside))])
-            caption += inside
-    if not spans:
-        raise ValueError(f"no brackets in {text!r}: {HINTS['spans']}")
-    return Spans(caption, spans)
-
-
-class Answerer:
-    """Detections for the page's fields; the image half of the last image is kept for the next question."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-        self._last: tuple[bytes, EncodedImage] | None = None
-
-    def __call__(self, image: Image.Image, prompt: Prompt, limits: DetectionFilter) -> Detections:
-        """One image, one prompt."""
-        content = image.tobytes() + str(image.size).encode()
-        if self._last is None or self._last[0] != content:
-            self._last = (content, self._predictor.encode_image(image))
-        (found,) = self._predictor.stream([self._last[1]], prompt, limits)
-        return found
-
-
-def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
-    """The page as a `gradio.Blocks`, to be launched.
-
-    Args:
-        predictor: answers the questions.
-        samples: folder of pictures to choose from.
-    Raises:
-        ValueError: gradio is not installed, or no image in the folder.
-    """
+def check_address(host: str, port: int) -> None:
+    """ValueError where nothing can listen there."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port {port}: ports go from 1 to 65535")
     try:
-        import gradio as gr
-    except ImportError as error:
-        raise ValueError('the demo needs gradio: pip install "groundingdino[demo]"') from error
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"cannot listen at {host}:{port} ({error}): choose another --port or --host") from error
 
-    answer = Answerer(predictor)
-    folder = tempfile.TemporaryDirectory(prefix="groundingdino-demo-")  # removed with the page
 
-    def find(
-        image: Image.Image | None, mode: str, text: str, subject: bool, threshold: float, top_k: float
-    ) -> tuple[Image.Image, list[list[Any]], Any]:
-        try:
-            if image is None:
-                raise ValueError("upload an image or pick a sample")
-            prompt = prompt_of(mode, text, subject)
-            limits = DetectionFilter(
-                0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k)
-            )
-            image = image.convert("RGB")
-            found = answer(image, prompt, limits)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        rows = to_json(found)
-        with tempfile.NamedTemporaryFile("w", suffix=".json", dir=folder.name, delete=False) as file:
-            json.dump(rows, file, indent=1)
-        table = [[row["name"], round(row["score"], 3), *(round(x) for x in row["box"])] for row in rows]
-        picture = draw_detections(image, found, enlarge=comfortable_factor(image.size))
-        return picture, table, gr.DownloadButton(value=file.name, interactive=True)
+def serve(arguments: Arguments) -> int:
+    """Serve until interrupted. The exit code."""
+    check_address(arguments.host, arguments.port)
+    checkpoint = loading.find_checkpoint(arguments.checkpoint)
+    if arguments.samples is not None and not arguments.samples.is_dir():
+        raise ValueError(f"--samples {arguments.samples} is not a folder")
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError('the demo needs gradio: pip install "groundingdino[demo]"')
+    from groundingdino.cli.demo_page import build_page
 
-    def show_mode(mode: str) -> tuple[Any, Any, Any, Any]:
-        many = mode != "referring"
-        return (
-            gr.Textbox(info=HINTS[mode]),
-            gr.Checkbox(visible=not many),
-            gr.Slider(visible=many),
-            gr.Slider(visible=many),
-        )
+    predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision)
+    page = build_page(predictor, arguments.samples)
+    page.launch(server_name=arguments.host, server_port=arguments.port)
+    return 0
 
-    fonts = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(font=fonts, font_mono=["monospace"])
-    with gr.Blocks(title=TITLE, theme=theme, analytics_enabled=False, delete_cache=CACHE) as page:
-        page.files = folder  # lives as long as the page
-        gr.Markdown(f"# {TITLE}\n`{predictor.model.config.name}` on `{predictor.device}`")
-        with gr.Row():
-            with gr.Column():
-                image = gr.Image(type="pil", label="image", elem_id="image", sources=["upload", "clipboard"])
-                if samples is not None:
-                    gr.Examples([[str(path)] for path in image_files(samples)], [image], label="samples")
-                mode = gr.Radio(MODES, value=MODES[0], label="mode", elem_id="mode")
-                text = gr.Textbox(label="look for", info=HINTS[MODES[0]], elem_id="text")
-                subject = gr.Checkbox(label="score the subject phrase only", visible=False, elem_id="subject")
-                threshold = gr.Slider(0, 1, value=0.3, step=0.01, label="threshold", elem_id="threshold")
-                top_k = gr.Slider(1, 300, value=50, step=1, label="at most", elem_id="top_k")
-                button = gr.Button("Find", variant="primary", elem_id="find")
-            with gr.Column():
-                picture = gr.Image(type="pil", format="png", label="found", interactive=False, elem_id="picture")
-                rows = gr.Dataframe(headers=COLUMNS, label="detections", interactive=False, elem_id="rows")
-                download = gr.DownloadButton("Download JSON", interactive=False, elem_id="download")
-        mode.change(show_mode, mode, [text, subject, threshold, top_k])
-        fields = [image, mode, text, subject, threshold, top_k]
-        gr.on([button.click, text.submit], find, fields, [picture, rows, download])
-    return page
+
+def main(arguments: Sequence[str], prog: str = "groundingdino demo") -> int:
+    """The exit code."""
+    return console.run(prog, lambda: serve(console.parse(Arguments, arguments, prog, description=__doc__)))

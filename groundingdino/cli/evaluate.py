@@ -1,21 +1,20 @@
 """Evaluate a checkpoint on referring expressions.
 
-    python evaluate.py --split testA                        the best checkpoint of training on RefCOCO testA
-    python evaluate.py --checkpoint FILE --split val --save-pictures 20     with the 20 worst misses as pictures
+    groundingdino evaluate --split testA                    the best checkpoint of training on RefCOCO testA
+    groundingdino evaluate --checkpoint FILE --split val --save-pictures 20     with the 20 worst misses as pictures
     torchrun --nproc_per_node=8 evaluate.py --split testB   the same figures, on 8 devices
 
 Prints Precision@1/5/10 and a class-agnostic COCO AP in percent, and writes them as JSON with the protocol named.
-Exit code 2: something that you can mend, in one line.
+Exit code 2: something that you can fix, in one line.
 """
 
 import json
-import os
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
+from groundingdino.cli import console
 
 if TYPE_CHECKING:
     from groundingdino.data import Expression
@@ -197,36 +196,26 @@ def table(content: dict[str, Any], split: str) -> list[str]:
     return lines
 
 
-def complain(problem: object) -> int:
-    """Say it in one line, once among all processes where it concerns them all. The exit code."""
-    if isinstance(problem, str) and os.environ.get("RANK", "0") != "0":
-        return 2
-    print(f"evaluate.py: {' '.join(str(problem).split())}", file=sys.stderr)
-    return 2
-
-
-def main() -> int:
+def run(arguments: Arguments) -> int:
     """The exit code."""
-    arguments = tyro.cli(Arguments, prog="evaluate.py", description=__doc__)
     problem = missing(arguments)
     if problem is not None:
-        return complain(problem)
-    from groundingdino.runtime import distributed  # from here on it is slow to import: torch and all
+        raise ValueError(problem)
+    from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
 
     def say(line: str) -> None:
         if distributed.is_main():
             print(line, flush=True)
 
+    device = devices.pick_device(arguments.device)
+    devices.tune_process(device)
     try:
-        evaluate(arguments, distributed.init(arguments.device), say)
-    except (ValueError, OSError) as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        return 130
+        evaluate(arguments, distributed.init(str(device)), say)
     finally:
         distributed.shutdown()
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: Sequence[str], prog: str = "groundingdino evaluate") -> int:
+    """The exit code."""
+    return console.run(prog, lambda: run(console.parse(Arguments, arguments, prog, description=__doc__)))

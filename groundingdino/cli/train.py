@@ -1,25 +1,48 @@
 """Train MM-Grounding-DINO.
 
-    torchrun --nproc_per_node=8 train.py                    the RefCOCO recipe: MM-GDINO-B, 8 devices with 2 images each
-    python train.py quickstart                              a small model learns rendered scenes on a CPU, from nothing
-    python train.py --data.root DIR --optimizer.lr 1e-4     any field of any preset can be set; see train.py refcoco -h
+    groundingdino train quickstart                               a small model learns rendered scenes, on a CPU
+    groundingdino train --data.root DIR                          the RefCOCO recipe on one device
+    torchrun --nproc_per_node=8 train.py --data.root DIR         on 8 devices; without train.py: -m groundingdino train
     torchrun --nproc_per_node=8 --max-restarts 3 train.py --resume auto      goes on after a crash
-    torchrun --nproc_per_node=8 -- train.py --run-dir DIR   `--`, where torchrun would take a flag for its own
+    torchrun --nproc_per_node=8 -- train.py --run-dir DIR        `--`, where torchrun would take a flag for its own
 
 Exit code 2: something that you can fix, in one line. 1: training was stopped by a loss that is not finite.
 """
 
+import contextlib
+import difflib
+import io
 import logging
-import os
-import sys
-import time
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
-import tyro
-
+from groundingdino.cli import console
 from groundingdino.config import TRAIN_PRESETS, TrainConfig
 
 DEFAULT = "refcoco"
-OTHERS_WAIT = 3.0  # seconds
+FIRST_FLAGS = (  # what people set first; the short help shows these
+    "--data.root",
+    "--data.train-files",
+    "--data.image-dirs",
+    "--data.evaluation",
+    "--data.batch-size",
+    "--data.workers",
+    "--data.on-bad-sample",
+    "--run-dir",
+    "--init-from",
+    "--resume",
+    "--epochs",
+    "--optimizer.lr",
+    "--schedule.milestones",
+    "--precision",
+    "--device",
+    "--accumulation-steps",
+    "--activation-checkpointing",
+    "--ema-decay",
+    "--freeze",
+    "--seed",
+)
 HELP = {"refcoco": "fine-tune MM-GDINO-B on RefCOCO", "quickstart": "a small model on rendered scenes, 2 CPU cores"}
 
 # Flags of version 0.1, understood for one more version.
@@ -34,66 +57,87 @@ RENAMED = {
 }
 
 
-def current_flags(arguments: list[str]) -> list[str]:
-    """The arguments with today's name for every flag that has been renamed."""
-    names = [argument.replace("_", "-").partition("=") for argument in arguments]
-    return [
-        RENAMED[name] + equals + argument[len(name) + len(equals) :] if name in RENAMED else argument
-        for argument, (name, equals, _) in zip(arguments, names, strict=True)
-    ]
+def current_flags(arguments: Sequence[str], prog: str) -> list[str]:
+    """The arguments with today's name for every flag that has been renamed; a line on stderr says so."""
+    current = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        new = RENAMED.get(name.replace("_", "-"))
+        if new is not None:
+            console.complain(prog, f"warning: {name} is called {new} now; the old name goes with the next version")
+        current.append(argument if new is None else f"{new}{equals}{value}")
+    return current
 
 
-def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
-    """The preset's name and the config with what the command line changes of it."""
-    arguments = current_flags(arguments)
-    if not arguments or arguments[0] not in (*TRAIN_PRESETS, "-h", "--help"):
-        arguments = [DEFAULT, *arguments]
-    presets = {name: (HELP[name], preset()) for name, preset in TRAIN_PRESETS.items()}
-    config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="train.py", description=__doc__)
-    return arguments[0], config
+def parse(arguments: Sequence[str], prog: str = "groundingdino train") -> tuple[str, TrainConfig]:
+    """The preset's name and the config with what the command line changes of it.
+
+    Prints the help and raises SystemExit(0) where it is asked for. Raises UsageError in one line.
+    """
+    arguments = current_flags(arguments, prog)
+    preset, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else (DEFAULT, arguments)
+    if preset not in TRAIN_PRESETS:
+        near = difflib.get_close_matches(preset, TRAIN_PRESETS, n=1) or [", ".join(TRAIN_PRESETS)]
+        raise console.UsageError(f"no preset {preset!r} (perhaps {near[0]}?); see {prog} --help")
+    if "--help" in rest or "-h" in rest:
+        print(short_help(preset, prog))
+        raise SystemExit(0)
+    rest = ["--help" if argument == "--help-all" else argument for argument in rest]
+    return preset, _config(preset, rest, prog)
 
 
-def complain(error: Exception) -> None:
-    """One line on stderr, from one process where all of them fail alike."""
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
-        time.sleep(OTHERS_WAIT)  # torchrun ends this process meanwhile if the main one has failed too
-    where = "" if rank == "0" else f"process {rank}: "
-    print(f"train.py: {where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _config(preset: str, arguments: Sequence[str], prog: str) -> TrainConfig:
+    name = f"{prog} {preset}"
+    return console.parse(TrainConfig, arguments, name, default=TRAIN_PRESETS[preset](), description=HELP[preset])
 
 
-class ProgressHandler(logging.Handler):
-    """Prints log lines on stdout, above a progress bar where there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(self.format(record), file=sys.stdout)
-
-
-def show_log() -> None:
-    """Print the library's log: everything of the main process, warnings of the others."""
-    from groundingdino.runtime import distributed
-
-    logger = logging.getLogger("groundingdino")
-    logger.handlers = [ProgressHandler()]
-    logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
-    logger.propagate = False
+def short_help(preset: str, prog: str) -> str:
+    """The presets and the flags that people set first, with the defaults of this preset."""
+    entries = _flag_entries(preset, prog)
+    lines = [f"usage: {prog} [{'|'.join(TRAIN_PRESETS)}] [FLAG ...]", "", (__doc__ or "").strip(), "", "Presets:"]
+    lines += [f"  {name:12}{summary}{' (default)' if name == DEFAULT else ''}" for name, summary in HELP.items()]
+    lines += ["", f"The flags that people set first, with the defaults of {preset}:"]
+    for flag in FIRST_FLAGS:
+        lines += [f"  {entries[flag][0]}", *(f"      {line}" for line in entries[flag][1:])]
+    return "\n".join([*lines, "", f"All flags ({len(entries)}): {prog} {preset} --help-all"])
 
 
-def main() -> int:
-    """Parse, check, train, and say where everything is. The exit code."""
-    preset, config = parse(sys.argv[1:])
+def _flag_entries(preset: str, prog: str) -> dict[str, list[str]]:
+    """Each flag's lines in the whole help: its form, then what it means."""
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        _config(preset, ["--help"], prog)
+    entries: dict[str, list[str]] = {}
+    flag = ""
+    for line in console.unboxed(page.getvalue()):
+        if line.startswith("--"):
+            flag = re.split(r"[ ,]", line)[0]
+            entries[flag] = [line]
+        elif flag and line:
+            entries[flag].append(line)
+        else:
+            flag = ""
+    return entries
 
-    from groundingdino.runtime import distributed
+
+def resume_hint(run_dir: Path) -> str:
+    """What to say about going on, where there is something to go on from."""
+    return "; go on with --resume auto" if (run_dir / "last.state").is_file() else ""
+
+
+def train(preset: str, config: TrainConfig, prog: str) -> int:
+    """Check, train, and say where everything is. The exit code."""
+    from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
     from groundingdino.training import quickstart
     from groundingdino.training.nonfinite import NonFiniteLossError
     from groundingdino.training.setup import missing_data
     from groundingdino.training.trainer import fit
 
+    device = devices.pick_device(config.device)
+    devices.tune_process(device)
     try:
-        world = distributed.init(config.device)
-        show_log()
+        world = distributed.init(str(device))
+        console.show_log(prog, progress=distributed.is_main())
         if preset == "quickstart":
             quickstart.make_data(config)
         problem = missing_data(config.data)
@@ -104,15 +148,16 @@ def main() -> int:
             logging.getLogger("groundingdino").info(f"{what}: {path}")
         if preset == "quickstart":
             quickstart.report(config, world, result)
-    except (ValueError, OSError, NonFiniteLossError) as error:
-        complain(error)
-        return 1 if isinstance(error, NonFiniteLossError) else 2
+    except NonFiniteLossError as error:
+        console.complain_once(prog, error)
+        return 1
     except KeyboardInterrupt:
-        print("train.py: interrupted; go on with --resume auto", file=sys.stderr)
-        return 130
+        console.complain(prog, f"interrupted{resume_hint(config.run_dir)}")
+        return console.INTERRUPTED
     distributed.shutdown()
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: Sequence[str], prog: str = "groundingdino train") -> int:
+    """Parse, check, train, and say where everything is. The exit code."""
+    return console.run(prog, lambda: train(*parse(arguments, prog), prog))

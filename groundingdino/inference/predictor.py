@@ -75,6 +75,7 @@ def load_model(
         ValueError: one line about what is wrong with the file, the device or the precision.
     """
     chosen = devices.pick_device(device)
+    devices.prepare_device(chosen)
     model = load_detector(path, chosen)
     return Predictor(model, chosen, precision, scale or image_scale(path, DEFAULT_SCALE), name=str(path))
 

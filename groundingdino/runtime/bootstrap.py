@@ -1,19 +1,12 @@
-"""What has to be settled before torch is imported. `groundingdino/__init__.py` imports this module first.
-
-Two settings only, each left alone when the user has set it:
-
-* `THP_MEM_ALLOC_ENABLE=1`: huge pages for large CPU tensors (>= 2 MiB). Without them half of a CPU run is page faults.
-  Set it to 0 to switch it off. torch reads it at its first large allocation, not at its import.
-* `TORCH_DEVICE_BACKEND_AUTOLOAD=0`, only where torch_npu is installed and CANN is not: there `import torch` itself
-  would fail, because torch imports torch_npu by itself. A program that imports torch before groundingdino on such a
-  machine has to set the variable itself.
-"""
+"""What has to be settled before torch is imported. `groundingdino/__init__.py` calls this module first."""
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import sys
 
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 # What libtorch_npu.so and its own libraries link against and its wheel does not bring.
 CANN_LIBRARIES = ("libascendcl.so", "libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so")
 
@@ -33,14 +26,17 @@ def missing_cann_library() -> str | None:
     return None
 
 
-def prepare() -> None:
-    """Set the environment variables above for this process and its children. Idempotent."""
-    if sys.platform == "linux":
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if "torch" in sys.modules or "TORCH_DEVICE_BACKEND_AUTOLOAD" in os.environ:
+def import_torch_without_cann() -> None:
+    """Import torch here and now where its own import would fail, because torch_npu is installed and CANN is not.
+
+    torch imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD is 0 at that moment; it is set for that
+    moment only. Nothing is done anywhere else, where the user has set the variable, or where torch is already imported:
+    a program that imports torch before groundingdino on such a machine has to set the variable itself.
+    """
+    if "torch" in sys.modules or AUTOLOAD in os.environ or not has_torch_npu() or missing_cann_library() is None:
         return
-    if has_torch_npu() and missing_cann_library() is not None:
-        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-
-
-prepare()
+    os.environ[AUTOLOAD] = "0"
+    try:
+        importlib.import_module("torch")
+    finally:
+        del os.environ[AUTOLOAD]

@@ -40,7 +40,8 @@ def npu_problem() -> str | None:
             f"torch_npu is installed but CANN is not found ({missing}): install CANN or source its set_env.sh, "
             "usually /usr/local/Ascend/ascend-toolkit/set_env.sh"
         )
-    if not torch.npu.is_available() or torch.npu.device_count() == 0:
+    npu = torch.get_device_module("npu")
+    if not npu.is_available() or npu.device_count() == 0:
         visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "unset")
         return (
             f"torch_npu and CANN are installed but no card is visible (ASCEND_RT_VISIBLE_DEVICES {visible}): "
@@ -100,26 +101,48 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(kind, index)
 
 
-def configure(device: torch.device, *, fast_fp32: bool = False) -> None:
-    """Process-wide settings, to be made before the first tensor on `device`.
+def prepare_device(device: torch.device) -> None:
+    """Make an accelerator this thread's current device and able to run the model; `load_model` does it, too.
 
-    `fast_fp32` lets float32 matrix products and convolutions use fewer bits (TF32 on cuda, HF32 on npu). It is off by
-    default on both, unlike in torch and torch_npu, so that float32 results agree between devices.
+    On an NPU it also switches off two modes of torch_npu: private tensor formats, which the gradient of deformable
+    attention rejects (they are on by default on Atlas A2), and compiling each new operator shape, which takes seconds
+    where images come in many shapes. Nothing happens on a CPU.
     """
+    if device.type in ("cuda", "npu"):
+        torch.get_device_module(device).set_device(device)
+    if device.type == "npu":
+        npu = torch.get_device_module(device)
+        npu.set_compile_mode(jit_compile=False)
+        npu.config.allow_internal_format = False
+
+
+def tune_process(device: torch.device, *, fast_fp32: bool = False) -> None:
+    """Settings of the whole process that make it faster on `device`, or equal to other devices; to be made early.
+
+    Nothing in the library calls this: importing it and loading a model leave the process as it was. The programs of
+    `groundingdino.cli` call it before their first tensor, and so may you. It changes, and never back:
+
+    * Linux: environment variable `THP_MEM_ALLOC_ENABLE=1`, unless it is set: huge pages for CPU tensors from 2 MiB.
+      Without them half of a CPU run is page faults. torch reads it at its first large allocation.
+    * cpu: glibc's allocator keeps freed memory (`mallopt` M_MMAP_MAX and M_TRIM_THRESHOLD), unless
+      MALLOC_MMAP_MAX_ or MALLOC_TRIM_THRESHOLD_ is set.
+    * cuda: TF32 for matmuls and convolutions: `fast_fp32`.
+    * npu: HF32 for matmuls and convolutions: `fast_fp32`.
+
+    `fast_fp32` lets float32 matmuls and convolutions use fewer bits. It is off by default, unlike for convolutions in
+    torch and torch_npu, so that float32 results agree between devices.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if device.type == "cpu":
         _keep_freed_memory()
     elif device.type == "cuda":
-        torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = fast_fp32
         torch.backends.cudnn.allow_tf32 = fast_fp32
     elif device.type == "npu":
-        torch.npu.set_device(device)
-        # Compiling each new operator shape takes seconds; images come in many shapes.
-        torch.npu.set_compile_mode(jit_compile=False)
-        # On Atlas A2 private tensor formats are on by default, and the deformable-attention gradient rejects them.
-        torch.npu.config.allow_internal_format = False
-        torch.npu.conv.allow_hf32 = fast_fp32
-        torch.npu.matmul.allow_hf32 = fast_fp32
+        npu = torch.get_device_module(device)
+        npu.conv.allow_hf32 = fast_fp32
+        npu.matmul.allow_hf32 = fast_fp32
 
 
 def _keep_freed_memory() -> None:
@@ -167,6 +190,7 @@ class _NpuGradScaler(torch.amp.GradScaler):
         state = self._per_optimizer_states[id(optimizer)]
         if state["stage"] is not OptState.READY:
             raise RuntimeError("unscale_() has already been called on this optimizer since the last update()")
+        assert self._scale is not None  # made by the first scale()
         found_inf = torch.zeros((), device=self._scale.device)
         state["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale.reciprocal(), found_inf, False)
         state["stage"] = OptState.UNSCALED

@@ -30,8 +30,8 @@ class World:
     device: torch.device
 
 
-def init(device: str = "auto", *, timeout_minutes: float = 30.0, fast_fp32: bool = False) -> World:
-    """Pick and configure this process's device and, under torchrun, join the process group.
+def init(device: str = "auto", *, timeout_minutes: float = 30.0) -> World:
+    """Pick this process's device, make it the current one and, under torchrun, join the process group.
 
     Reads torchrun's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `timeout_minutes` bounds each collective
     and the start: a rank that died ends the others with an error instead of a hang. HCCL's own limits are environment
@@ -39,7 +39,7 @@ def init(device: str = "auto", *, timeout_minutes: float = 30.0, fast_fp32: bool
     Raises ValueError when the device cannot be used.
     """
     chosen = devices.pick_device(device)
-    devices.configure(chosen, fast_fp32=fast_fp32)
+    devices.prepare_device(chosen)
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         return World(0, 0, 1, chosen)
     if chosen.type not in BACKENDS:

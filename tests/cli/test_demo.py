@@ -1,149 +1,61 @@
-"""The page's fields, and the page itself in a headless Chromium."""
+"""`groundingdino demo`: what it checks before it loads anything, and what it serves."""
 
-import json
-import shutil
-import urllib.request
+import socket
 
-import numpy as np
 import pytest
+import torch
 from golden_cases import tiny_model
-from PIL import Image
+from training_runs import free_port
 
-from groundingdino.cli import demo
-from groundingdino.cli.demo import Answerer, bracketed, build_page, prompt_of
-from groundingdino.inference.predictor import DetectionFilter, Predictor
-from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
-from groundingdino.inference.results import to_json
-from groundingdino.inference.visualize import draw_detections
-
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1300,1400"
-)
-SECONDS = 60  # for the slowest step of the page on a busy machine
+from groundingdino.checkpoints.model_file import save_detector
+from groundingdino.cli import demo, demo_page
 
 
 @pytest.fixture(scope="module")
-def predictor():
-    return Predictor(tiny_model(), scale=(96, 160))
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_detector(path, tiny_model())
+    return path
 
 
-@pytest.fixture(scope="module")
-def photo(golden):
-    return golden / "photos" / "train2014" / "COCO_train2014_000000000001.jpg"
+def run(*arguments):
+    return demo.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize(
-    ("mode", "text", "expected"),
-    [
-        ("categories", " cat, remote control,", Categories(["cat", "remote control"])),
-        ("referring", "the man ", Referring("the man")),
-        ("phrases", "a man", Phrases("a man")),
-        ("spans", "[a dog] next to [a bench]", Spans("a dog next to a bench", [[(0, 5)], [(14, 21)]])),
-    ],
-)
-def test_the_fields_mean_the_prompt_of_their_mode(mode, text, expected):
-    assert prompt_of(mode, text) == expected
+def test_it_serves_a_page_of_the_checkpoints_model_where_it_was_told_to(checkpoint, tmp_path, monkeypatch):
+    built, launched, port = [], [], free_port()
 
+    class Page:
+        def launch(self, **options):
+            launched.append(options)
 
-def test_fields_that_name_nothing_are_refused_with_a_hint():
-    assert prompt_of("referring", "a man", subject_scoring=True).scoring == "subject"
-    with pytest.raises(ValueError, match="type what to look for: names"):
-        prompt_of("categories", "  ")
-    with pytest.raises(ValueError, match="no brackets"):
-        bracketed("a dog")
-
-
-def test_the_image_half_runs_once_for_questions_about_one_image(predictor, photo, monkeypatch):
-    encoded = []
-    original = predictor.encode_image
-    monkeypatch.setattr(predictor, "encode_image", lambda image: encoded.append(image) or original(image))
-    answer = Answerer(predictor)
-    image = Image.open(photo).convert("RGB")
-    first = answer(image, Referring("a man"), DetectionFilter())
-    again = answer(image.copy(), Referring("a man"), DetectionFilter())
-    assert len(encoded) == 1 and np.array_equal(first.boxes, again.boxes)
-    answer(image.resize((50, 40)), Referring("a man"), DetectionFilter())
-    assert len(encoded) == 2
-
-
-def test_without_gradio_the_error_says_what_to_install(predictor, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"pip install \"groundingdino\[demo\]\""):
-        build_page(predictor)
-
-
-@pytest.fixture(scope="module")
-def address(predictor, photo):
-    pytest.importorskip("gradio")
-    page = build_page(predictor, photo.parent)
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
-    page.close()
-
-
-@pytest.fixture
-def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:")  # gradio's own
-def test_in_a_browser_load_type_click_and_see_boxes(browser, address, predictor, photo, tmp_path):
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def one(selector):
-        return WebDriverWait(browser, SECONDS).until(lambda b: b.find_element(By.CSS_SELECTOR, selector))
-
-    def fill(selector, text):
-        field = one(selector)
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(text)
-
-    browser.get(address)
-    WebDriverWait(browser, SECONDS).until(lambda b: demo.TITLE in b.title)
-
-    fill("#text textarea", "cat")
-    one("#find").click()  # no image yet: a message, not a crash
-    WebDriverWait(browser, SECONDS).until(
-        lambda b: "upload an image or pick a sample" in one("[data-testid=toast-body]").text
+    monkeypatch.setattr(
+        demo_page, "build_page", lambda predictor, samples: built.append((predictor, samples)) or Page()
     )
+    assert run("--checkpoint", checkpoint, "--samples", tmp_path, "--port", port, "--precision", "bf16") == 0
+    ((predictor, samples),) = built
+    assert predictor.model.config.name == "tiny" and samples == tmp_path
+    assert next(predictor.model.parameters()).dtype == torch.bfloat16
+    assert launched == [{"server_name": "127.0.0.1", "server_port": port}]
 
-    one("#image input[type=file]").send_keys(str(photo))
-    one("#image img")
-    fill("#text textarea", "helmet, flag")
-    fill("#threshold input[type=number]", "0.01" + Keys.TAB)
-    fill("#top_k input[type=number]", "5" + Keys.TAB)
-    one("#find").click()
-    picture = one("#picture img")
-    WebDriverWait(browser, SECONDS).until(lambda b: one("#download").is_enabled())
-    one("#download").click()
-    text = WebDriverWait(browser, SECONDS).until(lambda b: "".join(f.read_text() for f in tmp_path.glob("*.json")))
-    rows = json.loads(text)  # Chromium makes an empty file first, and moves the whole one over it
-    assert len(rows) == 5 and {row["name"] for row in rows} <= {"helmet", "flag"}
-    with urllib.request.urlopen(picture.get_attribute("src")) as response:
-        shown = np.array(Image.open(response).convert("RGB"))
-    found = predictor.predict(photo, categories=["helmet", "flag"], threshold=0.01, top_k=5)
-    assert rows == to_json(found)
-    assert np.array_equal(shown, np.array(draw_detections(Image.open(photo).convert("RGB"), found, enlarge=2)))
 
-    one("[data-testid=referring-radio-label]").click()
-    WebDriverWait(browser, SECONDS).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#subject input"))
-    fill("#text textarea", "the woman in the orange suit")
-    before = picture.get_attribute("src")
-    one("#find").click()
-    WebDriverWait(browser, SECONDS).until(lambda b: one("#picture img").get_attribute("src") != before)
-    WebDriverWait(browser, SECONDS).until(lambda b: "the woman in the orange suit" in one("#rows").text)
+def test_an_address_where_nothing_can_listen_is_one_line(checkpoint, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for host, port, message in [
+            ("127.0.0.1", taken.getsockname()[1], "cannot listen at 127.0.0.1:"),
+            ("127.0.0.1", 70000, "ports go from 1 to 65535"),
+            ("127.0.0.1", 0, "ports go from 1 to 65535"),
+            ("203.0.113.1", free_port(), "cannot listen at 203.0.113.1:"),
+        ]:
+            assert run("--checkpoint", checkpoint, "--host", host, "--port", port) == 2
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1
+
+
+def test_a_checkpoint_or_samples_that_are_not_there_are_one_line(checkpoint, tmp_path, capsys):
+    for arguments in (["--checkpoint", "gone"], ["--checkpoint", checkpoint, "--samples", tmp_path / "gone"]):
+        assert run(*arguments, "--port", free_port()) == 2
+        error = capsys.readouterr().err
+        assert "gone" in error and error.count("\n") == 1

@@ -35,7 +35,8 @@ BFLOAT16 = {"rtol": 2**-7, "atol": 2e-2}  # rounded on the way in and out
 @pytest.fixture(scope="module")
 def device() -> torch.device:
     chosen = devices.pick_device("npu")
-    devices.configure(chosen)
+    devices.tune_process(chosen)
+    devices.prepare_device(chosen)
     assert npu.binding_problem() is None
     return chosen
 

@@ -66,7 +66,9 @@ def test_npu_without_torch_npu_says_what_to_install():
 
 
 def test_npu_without_cann_names_the_missing_library(torch_npu_without_cann):
-    code = "from groundingdino import devices\ntry: devices.pick_device('npu')\nexcept ValueError as e: print(e)"
+    code = (
+        "from groundingdino.runtime import devices\ntry: devices.pick_device('npu')\nexcept ValueError as e: print(e)"
+    )
     result = run_python(code, torch_npu_without_cann)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1
@@ -76,29 +78,34 @@ def test_npu_without_cann_names_the_missing_library(torch_npu_without_cann):
 def test_import_works_where_torch_npu_is_installed_without_cann(torch_npu_without_cann):
     plain = run_python("import torch", torch_npu_without_cann)
     assert plain.returncode != 0 and "Failed to load the backend extension" in plain.stderr  # the hazard is there
-    result = run_python("import groundingdino, torch; print(torch.ones(2).sum())", torch_npu_without_cann)
+    code = "import groundingdino, os, torch; print(torch.ones(2).sum(), 'TORCH_DEVICE_BACKEND_AUTOLOAD' in os.environ)"
+    result = run_python(code, torch_npu_without_cann)
     assert result.returncode == 0, result.stderr
+    assert result.stdout == "tensor(2.) False\n"  # the variable is set for torch's import only
     code = "from groundingdino.runtime.devices import pick_device; print(pick_device())"
     auto = run_python(code, torch_npu_without_cann)
     assert auto.stdout.strip() in ("cpu", "cuda:0"), auto.stderr
     assert "not using an NPU: torch_npu is installed but CANN is not found" in auto.stderr
 
 
-def test_the_users_autoload_and_huge_page_choices_are_kept():
-    names = ("THP_MEM_ALLOC_ENABLE", "TORCH_DEVICE_BACKEND_AUTOLOAD")
-    code = f"import groundingdino, os; print(*[os.environ.get(n) for n in {names}])"
-    assert run_python(code, THP_MEM_ALLOC_ENABLE="0").stdout.split()[0] == "0"
+def test_the_users_choices_are_kept():
+    tuned = "import groundingdino, os, torch; groundingdino.tune_process(torch.device('cpu')); print(os.environ[{!r}])"
+    huge_pages = tuned.format("THP_MEM_ALLOC_ENABLE")
+    assert run_python(huge_pages, THP_MEM_ALLOC_ENABLE="0").stdout == "0\n"
     if sys.platform == "linux":
-        assert run_python(code).stdout.split()[0] == "1"
-    assert run_python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="1").stdout.split()[1] == "1"
+        assert run_python(huge_pages).stdout == "1\n"
+    autoload = tuned.format("TORCH_DEVICE_BACKEND_AUTOLOAD")
+    assert run_python(autoload, TORCH_DEVICE_BACKEND_AUTOLOAD="1").stdout == "1\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="madvise is Linux's")
-def test_large_tensors_ask_for_huge_pages_unless_switched_off():
+def test_large_tensors_of_a_tuned_process_ask_for_huge_pages_unless_switched_off():
     # torch aligns exactly the memory that it passes to madvise(MADV_HUGEPAGE) to whole pages
-    code = "import groundingdino, mmap, torch; print(torch.empty(1 << 20).data_ptr() % mmap.PAGESIZE)"
-    assert int(run_python(code).stdout) == 0
-    assert int(run_python(code, THP_MEM_ALLOC_ENABLE="0").stdout) != 0
+    code = "import groundingdino, mmap, torch; {}; print(torch.empty(1 << 20).data_ptr() % mmap.PAGESIZE)"
+    tuned = code.format("groundingdino.tune_process(torch.device('cpu'))")
+    assert int(run_python(tuned).stdout) == 0
+    assert int(run_python(tuned, THP_MEM_ALLOC_ENABLE="0").stdout) != 0
+    assert int(run_python(code.format("groundingdino.load_model")).stdout) != 0
 
 
 def test_autocast_runs_products_in_the_precision_asked_for():
@@ -141,7 +148,7 @@ def test_the_local_rank_comes_from_torchrun(monkeypatch):
 
 
 def test_cpu_helpers_do_nothing_and_report_memory():
-    devices.configure(CPU)
+    devices.prepare_device(CPU)
     devices.synchronize(CPU)
     assert devices.random_state(CPU) is None
     devices.set_random_state(CPU, torch.zeros(4, dtype=torch.uint8))
@@ -155,10 +162,10 @@ def test_freed_memory_is_kept_unless_the_user_decides(monkeypatch):
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *a: calls.append(a)))
     for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.setenv(name, "1")
-        devices.configure(CPU)
+        devices.tune_process(CPU)
         assert calls == []
         monkeypatch.delenv(name)
-    devices.configure(torch.device("meta"))
+    devices.tune_process(torch.device("meta"))
     assert calls == []
-    devices.configure(CPU)
+    devices.tune_process(CPU)
     assert calls == [(-4, 0), (-1, -1)]

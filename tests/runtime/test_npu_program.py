@@ -21,10 +21,11 @@ from gradient_ranks import NO_DROPOUT, float32_batch
 from training_runs import free_port, losses, scenes, small_config
 
 from groundingdino import load_model
+from groundingdino.cli import operator_report, selfcheck
 from groundingdino.config import ModelConfig, OptimizerConfig, TrainConfig, quickstart
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.model.denoising import draw_noise
-from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference, selfcheck
+from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
 from groundingdino.runtime import devices
 from groundingdino.structures import to_device
 from groundingdino.training.learner import Learner
@@ -167,7 +168,8 @@ def test_bfloat16_training_with_checkpointing_is_finite(data, tmp_path):
 @pytest.fixture(scope="module")
 def learner() -> Learner:
     device = devices.pick_device("npu")
-    devices.configure(device)
+    devices.tune_process(device)
+    devices.prepare_device(device)
     torch.manual_seed(0)
     config = small_config(Path("unused"), Path("unused"), device="npu", ema_decay=0.0)
     from groundingdino.training.criterion import Criterion
@@ -229,11 +231,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing(learner, precision):
 @simulated
 def test_the_self_check_passes(learner, capsys, monkeypatch):
     monkeypatch.delenv("GROUNDINGDINO_KERNELS", raising=False)
-    monkeypatch.setattr(selfcheck, "ENCODER", (((4, 5), (2, 3)), 8, 32, 4))
+    monkeypatch.setattr(operator_report, "ENCODER", (((4, 5), (2, 3)), 8, 32, 4))
     assert selfcheck.main(["--device", "npu", "--repeats", "1"]) == 0
     report = capsys.readouterr().out
     assert "torch_npu" in report and "device npu:0 (Ascend910B3)" in report and "path: libopapi.so" in report
-    assert report.count("  ok") == len(selfcheck.CASES)
+    assert report.count("  ok") == len(operator_report.CASES)
 
 
 # ---- What a card has fused, against what it fuses ------------------------------------------------------------------

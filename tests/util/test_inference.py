@@ -131,7 +131,7 @@ def test_autodistills_grounding_dino_runs_unchanged(checkpoint, photo, small, tm
     from autodistill.detection import CaptionOntology
     from autodistill_grounding_dino import GroundingDINO
 
-    assert sys.modules["groundingdino"].__version__ == "0.1.0"  # ours, not rf-groundingdino's
+    assert hasattr(sys.modules["groundingdino"], "tune_process")  # ours, not rf-groundingdino's
     cache = tmp_path / ".cache" / "autodistill" / "groundingdino"
     cache.mkdir(parents=True)
     (cache / "groundingdino_swint_ogc.pth").write_bytes(checkpoint.read_bytes())

@@ -1,13 +1,8 @@
-"""What deformable attention does on this machine: python -m groundingdino.ops.selfcheck [--device npu]
+"""The report of `groundingdino selfcheck`: what deformable attention does on this machine."""
 
-Versions, the path that is used and why, accuracy against the composite in float64 on the CPU, and time a call. The exit
-code is 1 where a result is wrong. The first thing to run on a new card, and what to send with a report.
-"""
-
-import argparse
+import functools
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +17,8 @@ from groundingdino.runtime.kernels import OLD_VARIABLE, VARIABLE, kernel_mode
 
 # A kernel sums in its own order and, on a card, multiplies approximately; wrong results are off by whole numbers.
 TOLERANCE = 1e-3
-CASES = {  # queries, heads, channels, points, level sizes
+Shapes = tuple[tuple[int, int], ...]
+CASES: dict[str, tuple[int, int, int, int, Shapes]] = {  # queries, heads, channels, points, level sizes
     "detector": (900, 8, 32, 4, ((25, 34), (13, 17), (7, 9), (4, 5))),
     "one query": (1, 8, 32, 4, ((7, 9), (4, 5))),
     "12 channels": (40, 8, 12, 4, ((7, 9), (4, 5))),
@@ -51,7 +47,7 @@ def environment_lines(device: torch.device) -> list[str]:
         f"environment: {' '.join(variables) or 'nothing set'}",
     ]
     if device.type == "npu":
-        get_version = getattr(torch.npu.utils, "get_cann_version", None)
+        get_version = getattr(torch.get_device_module(device).utils, "get_cann_version", None)
         lines.append(f"CANN {(get_version and get_version()) or 'of unknown version'}")
     elif bootstrap.has_torch_npu():
         lines.append(f"no NPU: {devices.npu_problem()}")
@@ -75,7 +71,7 @@ def path_line(device: torch.device) -> str:
     return f"path: grid_sample, there is no kernel for {device.type}" + (" built" if device.type == "cpu" else "")
 
 
-def inputs(queries: int, heads: int, channels: int, points: int, shapes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+def inputs(queries: int, heads: int, channels: int, points: int, shapes: Shapes) -> list[Tensor]:
     """value, locations, weights of one image and a gradient of the output, float32 on the CPU.
 
     Locations keep off the pixels' centres, where the gradient jumps, and a few lie outside.
@@ -91,7 +87,7 @@ def inputs(queries: int, heads: int, channels: int, points: int, shapes: tuple[t
     return [value, locations, weights, torch.randn(1, queries, heads * channels, generator=generator)]
 
 
-def run(function: Callable, shapes: tuple[tuple[int, int], ...], arguments: list[Tensor]) -> list[Tensor]:
+def run(function: Callable, shapes: Shapes, arguments: list[Tensor]) -> list[Tensor]:
     """Output and the gradients of value, locations and weights."""
     leaves = [t.detach().requires_grad_() for t in arguments[:3]]
     output = function(leaves[0], shapes, leaves[1], leaves[2])
@@ -100,8 +96,8 @@ def run(function: Callable, shapes: tuple[tuple[int, int], ...], arguments: list
 
 def worst_error(name: str, device: torch.device) -> float:
     """Largest difference of output and gradients to the composite, relative to each one's largest entry."""
-    *sizes, shapes = CASES[name]
-    arguments = inputs(*sizes, shapes)
+    queries, heads, channels, points, shapes = CASES[name]
+    arguments = inputs(queries, heads, channels, points, shapes)
     expected = run(ms_deform_attn_reference, shapes, [t.double() for t in arguments])
     found = run(ms_deform_attn, shapes, [t.to(device) for t in arguments])
     pairs = zip(found, expected, strict=True)
@@ -128,35 +124,25 @@ def timing_lines(device: torch.device, repeats: int) -> list[str]:
     lines = [f"one encoder layer of an 800x1333 image, {tokens} tokens, float32:"]
     for name, function in (("operator", ms_deform_attn), ("composite", ms_deform_attn_reference)):
         with torch.no_grad():
-            forward = milliseconds(lambda f=function: f(arguments[0], shapes, *arguments[1:3]), device, repeats)
-        both = milliseconds(lambda f=function: run(f, shapes, arguments), device, repeats)
+            call = functools.partial(function, arguments[0], shapes, *arguments[1:3])
+            forward = milliseconds(call, device, repeats)
+        both = milliseconds(functools.partial(run, function, shapes, arguments), device, repeats)
         lines.append(f"  {name:9} forward {forward:9.2f} ms, forward and backward {both:9.2f} ms")
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the report; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m groundingdino.ops.selfcheck", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls; 0 leaves the timing out")
-    options = parser.parse_args(arguments)
-    try:
-        device = devices.pick_device(options.device)
-    except ValueError as error:
-        print(f"selfcheck: {error}", file=sys.stderr)
-        return 2
-    devices.configure(device)
+def print_report(name: str, repeats: int) -> int:
+    """Print the report for a device of this name; 1 where a result is wrong, else 0. ValueError for no device."""
+    device = devices.pick_device(name)
+    devices.tune_process(device)
+    devices.prepare_device(device)
     print("\n".join([*environment_lines(device), path_line(device), "", "error relative to the composite in float64:"]))
     wrong = 0
-    for name in CASES:
-        error = worst_error(name, device)
+    for case in CASES:
+        error = worst_error(case, device)
         good = error < TOLERANCE
         wrong += not good
-        print(f"  {name:12} {error:.1e}  {'ok' if good else 'WRONG'}")
-    if options.repeats > 0:
-        print("\n".join(["", *timing_lines(device, options.repeats)]))
+        print(f"  {case:12} {error:.1e}  {'ok' if good else 'WRONG'}")
+    if repeats > 0:
+        print("\n".join(["", *timing_lines(device, repeats)]))
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m groundingdino`, run as a user would."""
+"""`groundingdino predict`, run as a user would."""
 
 import json
 import subprocess
@@ -6,13 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino.checkpoints.model_file import save_detector
-from groundingdino.cli import demo
 from groundingdino.cli import main as command_line
+from groundingdino.cli import predict
 from groundingdino.inference.predictor import load_model
 
 
@@ -104,7 +103,8 @@ def test_the_printed_boxes_are_the_predictors(checkpoint, photos, capsys):
         (["predict", "x.png", "--caption", "a cat", "--spans", "2"], "write START:END"),
         (["predict", "x.png", "--categories", "cat"], "which checkpoint"),
         (["predict", "x.png", "--categories", "cat", "--checkpoint", "none.safetensors"], "none.safetensors"),
-        (["info", "none.safetensors"], "none.safetensors"),
+        (["predict", "x.png", "--threshold", "high", "--categories", "cat"], "--threshold"),
+        (["predict", "x.png", "--tresholt", "1", "--categories", "cat"], "--tresholt"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
@@ -120,44 +120,37 @@ def test_a_reader_that_stops_early_is_no_error(checkpoint, photos):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_only_checkpoint_near_is_found(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "one.safetensors").write_bytes(b"")
-    assert command_line.find_checkpoint(None).name == "one.safetensors"
-    assert command_line.find_checkpoint(checkpoint) == checkpoint
-    (tmp_path / "two.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="two.safetensors, weights/one.safetensors"):
-        command_line.find_checkpoint(None)
-
-
-def test_info_says_size_provenance_and_config(checkpoint, capsys):
-    assert run("info", checkpoint) == 0
-    text = capsys.readouterr().out
-    assert f"{checkpoint.stat().st_size:,}" in text and "file: mmdet_checkpoint.pth" in text and "name: tiny" in text
-    parameters = sum(tensor.numel() for tensor in tiny_model().state_dict().values())
-    assert f"parameters: {parameters:,}" in text
-    assert run("info", checkpoint, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] == parameters and facts["config"]["num_queries"] == 60
-
-
 def test_images_of_the_same_name_get_pictures_of_their_own(tmp_path):
     paths = [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png", tmp_path / "z" / "a.jpg"]
-    pictures = command_line._picture_paths(tmp_path / "out", paths)
+    pictures = predict.picture_paths(tmp_path / "out", paths)
     assert [pictures[path].name for path in paths] == ["a.jpg", "a_2.jpg", "a_3.jpg"]
 
 
-def test_demo_serves_a_page_of_the_checkpoints_model_where_it_was_told_to(checkpoint, photos, monkeypatch):
-    built, launched = [], []
-
-    class Page:
-        def launch(self, **options):
-            launched.append(options)
-
-    monkeypatch.setattr(demo, "build_page", lambda predictor, samples: built.append((predictor, samples)) or Page())
-    assert run("demo", "--checkpoint", checkpoint, "--samples", photos, "--port", "8123", "--precision", "bf16") == 0
-    ((predictor, samples),) = built
-    assert predictor.model.config.name == "tiny" and samples == photos
-    assert next(predictor.model.parameters()).dtype == torch.bfloat16
-    assert launched == [{"server_name": "127.0.0.1", "server_port": 8123}]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos", "--save", "photos"], "--save photos is the folder of the images"),
+        (["photos", "--save", "same"], "--save same is the folder of the images"),
+        (["photos/a.png", "--save", "photos/a.png"], "--save would overwrite photos/a.png"),
+        (["photos/a.png", "--save", "link.png"], "--save would overwrite link.png"),
+        (["photos/a.jpg", "photos/b.png", "--save", "photos"], "--save would overwrite photos/a.jpg"),
+        (["photos/a.png", "--json", "photos/a.png"], "--json would overwrite photos/a.png"),
+        (["photos/a.png", "--json", "tiny.safetensors"], "--json would overwrite tiny.safetensors"),
+        (["photos/a.png", "--json", "photos"], "--json would write photos, which is a folder"),
+        (["photos/a.png", "--json", "out.jpg", "--save", "out.jpg"], "--json and --save both write out.jpg"),
+    ],
+)
+def test_an_output_over_an_input_is_refused_before_anything_is_read(
+    checkpoint, photos, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.safetensors").write_bytes(checkpoint.read_bytes())
+    Image.new("RGB", (60, 40)).save(photos / "a.jpg")
+    (tmp_path / "same").symlink_to(photos)
+    (tmp_path / "link.png").hardlink_to(photos / "a.png")
+    monkeypatch.setattr(predict.loading, "load_predictor", lambda *_: pytest.fail("the model was loaded"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run("predict", *arguments, "--checkpoint", "tiny.safetensors", "--categories", "cat") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
