@@ -126,8 +126,8 @@ def complain_once(prog: str, problem: object) -> None:
 def show_log(prog: str, progress: bool = False) -> None:
     """Print the library's log, above a progress bar where there is one.
 
-    Warnings, those of Python's `warnings` too, go to stderr in one line each, `prog: warning: what`; with `progress` the
-    rest goes to stdout as it is.
+    Warnings, those of Python's `warnings` too, go to stderr in one line each, `prog: warning: what`; with `progress`
+    the rest goes to stdout as it is.
     """
     logger = logging.getLogger("groundingdino")
     logger.handlers = [_Printer(prog)]
