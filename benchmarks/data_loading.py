@@ -18,7 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.race import row
-from groundingdino.data import Augmentation, TrainingSource, TrainLoader, build_train_loader, load_odvg
+from groundingdino.data import (
+    Augmentation,
+    GroundingDataset,
+    LoaderOptions,
+    TrainingSource,
+    TrainLoader,
+    build_train_loader,
+    load_odvg,
+)
 from groundingdino.data.augmentation import augment
 from groundingdino.inputs.images import collate_images, open_image, to_tensor
 
@@ -108,7 +116,7 @@ def worker_megabytes(annotations: Path, folder: Path) -> float:
     """Private memory of one loader worker. Small images, so that pixels do not hide the rest."""
     small = Augmentation((64,), 100, crop_probability=0.0)
     source = TrainingSource(load_odvg(annotations), folder)
-    batches = build_train_loader([source], 2, workers=1, augmentation=small)
+    batches = build_train_loader(GroundingDataset([source], small), LoaderOptions(2, workers=1))
     iterator = iter(batches)
     for _ in range(20):
         next(iterator)
@@ -129,7 +137,7 @@ def main(image: Path | None = None, entries: int = 1_000_000, images: int = 100)
         folder = Path(name)
         path = photograph(folder, image)
         few, many = write_annotations(folder, 1000), write_annotations(folder, entries)
-        batches = build_train_loader([TrainingSource(load_odvg(few), folder)], 2)
+        batches = build_train_loader(GroundingDataset([TrainingSource(load_odvg(few), folder)]), LoaderOptions(2))
         print("\n| processor time, one thread | measured | target | |\n|---|---|---|---|")
         print("\n".join(speed(path, batches, images)))
         begin = time.perf_counter()

@@ -106,7 +106,7 @@ def model_config_to_dict(config: ModelConfig) -> dict[str, Any]:
 def model_config_from_dict(data: dict[str, Any]) -> ModelConfig:
     """The inverse of `model_config_to_dict`. ValueError names a field that this version does not know or misses."""
     try:
-        backbone = {k: tuple(v) if isinstance(v, list) else v for k, v in data["backbone"].items()}
+        backbone: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["backbone"].items()}
         return ModelConfig(**{**data, "backbone": BackboneConfig(**backbone), "text": TextConfig(**data["text"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a model config of this version of groundingdino: {error}") from error

@@ -4,15 +4,15 @@ Training:
 
     annotations = load_training(path, label_map=None, on_bad_sample="stop")      MDETR RefCOCO json or ODVG json lines
     source = TrainingSource(annotations, images=folder, name="refcoco", weight=1.0)
-    loader = build_train_loader([source], batch_size, rank=, world_size=, seed=, workers=, augmentation=Augmentation(),
-                                on_bad_sample=, limits=SampleLimits(max_tokens, max_objects, num_labels), pin_memory=)
+    dataset = GroundingDataset([source], Augmentation(), seed, on_bad_sample, SampleLimits(max_tokens, max_objects))
+    loader = build_train_loader(dataset, LoaderOptions(batch_size, workers), rank=, world_size=)
     for epoch in range(loader.epoch, epochs):
         for batch in loader:            # the rest of this epoch; len(loader) is the whole one, loader.done what is over
             ...                         # batch.images, .text, .targets, .info, .problems (to be counted and shown)
             state = loader.state_dict() # load_state_dict: continues behind this batch, bit-equal
 
 `structures.to_device(batch, device, non_blocking=True)` moves a batch. Everything random about a sample follows from
-(seed, epoch, index), whatever the number of workers. Flip and crop are fields of `Augmentation`.
+(seed, epoch, index, copy), whatever the number of workers. Flip and crop are fields of `Augmentation`.
 
 Evaluation reads `load_expressions`; see `groundingdino.evaluation`. Other images: `inputs.images`.
 """
@@ -30,7 +30,7 @@ from groundingdino.data.annotations import (
 from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Sample, SampleInfo, collate
 from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
-from groundingdino.data.loader import TrainLoader, build_train_loader
+from groundingdino.data.loader import LoaderOptions, TrainLoader, build_train_loader
 from groundingdino.data.sampler import BatchPlan, Draw
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Draw",
     "Expression",
     "GroundingDataset",
+    "LoaderOptions",
     "SampleLimits",
     "OnBadSample",
     "Sample",

@@ -4,6 +4,7 @@ import ctypes
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from groundingdino.data.annotations import OnBadSample
-from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Sample, collate
-from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
+from groundingdino.data.dataset import BadSampleError, GroundingDataset
 from groundingdino.data.sampler import BatchPlan, Draw
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How one process loads its shard."""
+
+    batch_size: int  # images per process
+    workers: int = 0  # loader processes; 0 loads in this process
+    pin_memory: bool = False  # page-locked batches, for copies that do not block
 
 
 class TrainLoader:
@@ -26,16 +34,16 @@ class TrainLoader:
     batch size it continues at the same sample (rounded down to a whole step). The global random state is not touched.
     """
 
-    def __init__(self, dataset: GroundingDataset, plan: BatchPlan, workers: int, pin_memory: bool):
+    def __init__(self, dataset: GroundingDataset, plan: BatchPlan, options: LoaderOptions):
         self.plan = plan
         self._done = 0  # batches of this epoch that were yielded
         self._loader = DataLoader(
             _MessagesInsteadOfErrors(dataset),  # type: ignore[arg-type]
             batch_sampler=plan,
-            num_workers=workers,
+            num_workers=options.workers,
             collate_fn=partial(_collate, max_tokens=dataset.limits.max_tokens),
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
+            pin_memory=options.pin_memory,
+            persistent_workers=options.workers > 0,
             generator=torch.Generator().manual_seed(plan.seed),
             worker_init_fn=partial(_start_worker, seed=plan.seed, rank=plan.rank),
         )
@@ -80,35 +88,16 @@ class TrainLoader:
 
 
 def build_train_loader(
-    sources: Sequence[TrainingSource],
-    batch_size: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int = 0,
-    workers: int = 0,
-    augmentation: Augmentation | None = None,
-    on_bad_sample: OnBadSample = "stop",
-    limits: SampleLimits | None = None,
-    pin_memory: bool = False,
+    dataset: GroundingDataset, options: LoaderOptions, *, rank: int = 0, world_size: int = 1
 ) -> TrainLoader:
-    """The loader of one rank.
+    """The loader of one rank's shard. `dataset` is the same on every rank, and its seed orders the samples.
 
-    Args:
-        sources: annotation files with their image folders and weights.
-        batch_size: images of one rank's batch.
-        seed: of the order and of all augmentation; equal on every rank.
-        workers: loader processes; 0 loads in this process.
-        augmentation: default is the RefCOCO recipe.
-        on_bad_sample: "stop" raises ValueError, naming file and line; "skip" puts the next good sample in its place and
-            notes it in `Batch.problems`.
-        limits: the model's sizes.
+    A bad sample ends the iteration with ValueError, naming file and line, unless the dataset skips it.
     """
-    dataset = GroundingDataset(sources, augmentation, seed, on_bad_sample, limits)
-    portrait = [source.annotations.portrait for source in sources]
-    weights = [source.weight for source in sources]
-    plan = BatchPlan(portrait, weights, batch_size, rank, world_size, seed)
-    return TrainLoader(dataset, plan, workers, pin_memory)
+    portrait = [source.annotations.portrait for source in dataset.sources]
+    weights = [source.weight for source in dataset.sources]
+    plan = BatchPlan(portrait, weights, options.batch_size, (rank, world_size), dataset.seed)
+    return TrainLoader(dataset, plan, options)
 
 
 class _MessagesInsteadOfErrors(Dataset[Sample | str]):

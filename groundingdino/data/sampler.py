@@ -23,7 +23,7 @@ class BatchPlan:
     """A batch sampler for `torch.utils.data.DataLoader`: shuffled, by aspect ratio, for one rank.
 
     Portrait and landscape images never share a batch but for the last few, as with mmdet's AspectRatioBatchSampler
-    (there each rank groups its own share; here the whole epoch is grouped, then dealt out). Every rank gets equally
+    (there each rank groups its own shard; here the whole epoch is grouped, then sharded). Every rank gets equally
     many batches of equal size: the end is filled up with samples that then occur once more.
 
     Args:
@@ -31,7 +31,7 @@ class BatchPlan:
         weights: per source, how many times an epoch shows each of its entries: 1 each once, 0.5 a random half, 2 each
             twice.
         batch_size: samples of one rank's batch.
-        rank, world_size: of this process.
+        shard: rank of this process, and number of processes.
         seed: of the shuffling.
     """
 
@@ -40,8 +40,7 @@ class BatchPlan:
         portrait: Sequence[np.ndarray],
         weights: Sequence[float],
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        shard: tuple[int, int] = (0, 1),
         seed: int = 0,
     ):
         if len(portrait) != len(weights) or not portrait:
@@ -50,12 +49,13 @@ class BatchPlan:
             raise ValueError(f"source weights must not be negative and not all 0, got {list(weights)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.batch_size, self.rank, self.world_size, self.seed = batch_size, rank, world_size, seed
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world_size = shard
         self.epoch, self.start = 0, 0  # what the next iteration yields: `epoch` from batch `start` of this rank
         self._portrait = np.concatenate(portrait)
         self._sizes, self._weights = [len(flags) for flags in portrait], list(weights)
         counts = [round(size * weight) for size, weight in zip(self._sizes, weights, strict=True)]
-        self._num_batches = max(1, -(-sum(counts) // (batch_size * world_size)))
+        self._num_batches = max(1, -(-sum(counts) // (batch_size * self.world_size)))
 
     def __len__(self) -> int:
         """Batches of a whole epoch on each rank."""

@@ -1,13 +1,15 @@
 """Exponential moving average of a model's weights."""
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class MovingAverage:
+
+class MovingAverage(Generic[Model]):
     """`average = decay * average + (1 - decay) * weights` after each step, in float32, as a model of its own.
 
     Early on the decay is `(1 + steps) / (10 + steps)` where that is smaller, so that the start does not linger.
@@ -15,7 +17,7 @@ class MovingAverage:
     whether one was is known on the device alone.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         """Start at the weights of `model`. ValueError for a decay outside (0, 1)."""
         if not 0.0 < decay < 1.0:
             raise ValueError(f"ema_decay must lie between 0 and 1, got {decay}: try 0.999, or 0 to switch it off")
@@ -28,8 +30,8 @@ class MovingAverage:
         """Take in the present weights of `model`; do nothing where `taken`, a bool on the device, is False."""
         self.steps += taken
         weight = (9 / (10 + self.steps)).clamp(min=1 - self.decay) * taken  # 1 - decay
-        averages = list(self.model.parameters())
-        torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], [weight] * len(averages))
+        averages: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], [weight] * len(averages))  # type: ignore[list-item]
 
     def state(self) -> dict[str, Tensor]:
         """The averaged weights by parameter name, and the number of steps taken."""

@@ -9,6 +9,8 @@ from groundingdino.checkpoints import model_file
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
 from groundingdino.data import (
     Augmentation,
+    GroundingDataset,
+    LoaderOptions,
     SampleLimits,
     TrainingSource,
     TrainLoader,
@@ -67,25 +69,18 @@ def _native_file(path: Path) -> Path:
 def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> TrainLoader:
     """The loader of this process's shard of the training data. ValueError for a file that is missing or wrong."""
     data = config.data
-    return build_train_loader(
-        training_sources(data),
-        data.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        seed=config.seed,
-        workers=data.workers,
-        augmentation=Augmentation(
-            short_sides=data.train_sides,
-            longest_side=data.train_long_side,
-            crop_probability=data.crop_probability,
-            short_sides_before_crop=data.crop_from_sides,
-            crop_sides=data.crop_sides,
-            flip_probability=data.flip_probability,
-        ),
-        on_bad_sample=data.on_bad_sample,
-        limits=SampleLimits(model.max_tokens, model.num_queries, model.num_labels),
-        pin_memory=devices.pins_memory(world.device),
+    augmentation = Augmentation(
+        short_sides=data.train_sides,
+        longest_side=data.train_long_side,
+        crop_probability=data.crop_probability,
+        short_sides_before_crop=data.crop_from_sides,
+        crop_sides=data.crop_sides,
+        flip_probability=data.flip_probability,
     )
+    limits = SampleLimits(model.max_tokens, model.num_queries, model.num_labels)
+    dataset = GroundingDataset(training_sources(data), augmentation, config.seed, data.on_bad_sample, limits)
+    options = LoaderOptions(data.batch_size, data.workers, devices.pins_memory(world.device))
+    return build_train_loader(dataset, options, rank=world.rank, world_size=world.size)
 
 
 def training_sources(data: DataConfig) -> list[TrainingSource]:

@@ -5,6 +5,7 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from groundingdino.data import (
     Augmentation,
     Batch,
     BatchPlan,
+    Draw,
+    GroundingDataset,
+    LoaderOptions,
+    Sample,
     TrainingSource,
     TrainLoader,
     build_train_loader,
     load_odvg,
 )
-from groundingdino.data.loader import _start_worker
 
 PORTRAIT = np.random.default_rng(0).random(37) < 0.3
 
@@ -50,7 +54,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
     def test_ranks_get_equally_many_full_batches_that_together_hold_everything(self, world_size: int):
-        plans = [BatchPlan([PORTRAIT], [1.0], 2, rank, world_size) for rank in range(world_size)]
+        plans = [BatchPlan([PORTRAIT], [1.0], 2, (rank, world_size)) for rank in range(world_size)]
         shares = [batches(plan) for plan in plans]
         assert {len(share) for share in shares} == {len(plans[0])}
         everything = Counter(index for share in shares for batch in share for index in batch)
@@ -59,7 +63,7 @@ class TestPlan:
         assert all(len(batch) == 2 for share in shares for batch in share)
 
     def test_more_ranks_than_samples_still_get_a_batch_each(self):
-        shares = [batches(BatchPlan([PORTRAIT[:3]], [1.0], 2, rank, 4)) for rank in range(4)]
+        shares = [batches(BatchPlan([PORTRAIT[:3]], [1.0], 2, (rank, 4))) for rank in range(4)]
         assert [len(share) for share in shares] == [1, 1, 1, 1]
         assert set(sum(sum(shares, []), [])) == {0, 1, 2}
 
@@ -75,13 +79,15 @@ class TestPlan:
         assert len(set(halves)) > 1
 
     def test_repeats_within_an_epoch_are_told_apart(self):
-        plan = BatchPlan([PORTRAIT[:5]], [3.0], batch_size=2, world_size=2)
-        draws = [draw for rank in range(2) for batch in BatchPlan([PORTRAIT[:5]], [3.0], 2, rank, 2) for draw in batch]
+        plan = BatchPlan([PORTRAIT[:5]], [3.0], batch_size=2, shard=(0, 2))
+        draws = [
+            draw for rank in range(2) for batch in BatchPlan([PORTRAIT[:5]], [3.0], 2, (rank, 2)) for draw in batch
+        ]
         assert len(plan) == 4 and len(draws) == 16
         assert len(set(draws)) == 16
 
     def test_a_million_entries_are_planned_without_losing_one(self):
-        plan = BatchPlan([np.random.default_rng(0).random(1_000_000) < 0.4], [1.0], batch_size=2, world_size=8)
+        plan = BatchPlan([np.random.default_rng(0).random(1_000_000) < 0.4], [1.0], batch_size=2, shard=(0, 8))
         indices, _ = plan.plan(0)
         assert indices.shape == (500_000, 2) and len(np.unique(indices)) == 1_000_000
 
@@ -111,12 +117,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> TrainingSource:
     return TrainingSource(load_odvg(folder / "train.json"), folder)
 
 
-def loader(source: TrainingSource, workers: int = 0, **changes) -> TrainLoader:
-    return build_train_loader([source], 2, **{"augmentation": AUGMENTATION, "workers": workers, **changes})
+def loader(source: TrainingSource, workers: int = 0, seed: int = 0, **shard: int) -> TrainLoader:
+    dataset = GroundingDataset([source], AUGMENTATION, seed)
+    return build_train_loader(dataset, LoaderOptions(2, workers), **shard)
 
 
 def key(batch: Batch) -> tuple:
     return tuple(info.sample_id for info in batch.info), batch.images.pixels.double().sum().item(), batch.targets.counts
+
+
+class Drawing(GroundingDataset):
+    """Samples that bring along what the global generators of their worker have drawn."""
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        return replace(super().__getitem__(draw), problems=(str(np.random.random()), str(random.random())))
 
 
 def three_epochs(of: TrainLoader) -> Iterator[Batch]:
@@ -156,29 +170,22 @@ class TestLoader:
         detection = TrainingSource(
             load_odvg(tmp_path / "od.json", {0: "cup", 1: "dog"}), source.images, "things", weight=0.5
         )
-        mixed = build_train_loader([source, detection], 1, augmentation=AUGMENTATION)
+        dataset = GroundingDataset([source, detection], AUGMENTATION)
+        mixed = build_train_loader(dataset, LoaderOptions(1))
         names = Counter((info.dataset_name, info.caption.count(". ")) for batch in mixed for info in batch.info)
         assert sum(count for (name, _), count in names.items() if name == "refcoco") == 11
         assert sum(count for (name, _), count in names.items() if name == "things") == 2
-        whole = [
-            key(batch) for batch in build_train_loader([source, detection], 1, augmentation=AUGMENTATION, workers=1)
-        ]
-        assert whole == [key(batch) for batch in build_train_loader([source, detection], 1, augmentation=AUGMENTATION)]
+        whole = [key(batch) for batch in build_train_loader(dataset, LoaderOptions(1, workers=1))]
+        assert whole == [key(batch) for batch in build_train_loader(dataset, LoaderOptions(1))]
 
-    def test_workers_of_different_ranks_have_global_generators_of_their_own(self):
-        state, torch_state = np.random.get_state(), torch.get_rng_state()
-        python_state = random.getstate()
-        try:
-            drawn = set()
-            for worker, seed, rank, base in [(0, 0, 0, 5), (1, 0, 0, 5), (0, 0, 1, 5), (0, 1, 0, 5), (0, 0, 0, 6)]:
-                torch.manual_seed(base)
-                _start_worker(worker, seed, rank)
-                drawn |= {np.random.random(), random.random()}
-            assert len(drawn) == 10
-        finally:
-            np.random.set_state(state)
-            torch.set_rng_state(torch_state)
-            random.setstate(python_state)
+    def test_workers_of_different_ranks_have_global_generators_of_their_own(self, source: TrainingSource):
+        drawn = []
+        for seed, rank in ((0, 0), (0, 1), (1, 0)):
+            loaded = build_train_loader(
+                Drawing([source], AUGMENTATION, seed), LoaderOptions(2, 2), rank=rank, world_size=2
+            )
+            drawn += [number for batch in loaded for number in batch.problems]
+        assert len(drawn) == 3 * 3 * 2 * 2 and len(set(drawn)) == len(drawn)
 
     def test_another_number_of_ranks_continues_at_the_same_sample(self, source: TrainingSource):
         single = loader(source)
