@@ -72,15 +72,23 @@ class TrainLoader:
         self.plan.epoch += 1
         self._done = 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Plain numbers for a checkpoint; equal on every rank."""
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for a checkpoint, equal on every rank."""
         samples = self._done * self.plan.world_size * self.plan.batch_size
-        return {"epoch": self.plan.epoch, "samples": samples, "seed": self.plan.seed}
+        return {"epoch": self.plan.epoch, "samples": samples, "seed": self.plan.seed, "sizes": self.plan.sizes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batch at which `state` was taken. ValueError if the state is of another seed."""
+        """Continue after the batch at which `state` was taken.
+
+        ValueError if the state is of another seed, or of training files with other numbers of entries.
+        """
         if state["seed"] != self.plan.seed:
             raise ValueError(f"the checkpoint's data order has seed {state['seed']}, this run {self.plan.seed}")
+        if tuple(state["sizes"]) != self.plan.sizes:
+            raise ValueError(
+                f"the training files hold {list(self.plan.sizes)} entries, {list(state['sizes'])} when the checkpoint "
+                "was saved: put the files back, or start a run of its own with --init-from"
+            )
         self.plan.epoch = state["epoch"]
         self._done = state["samples"] // (self.plan.world_size * self.plan.batch_size)
         if self._done >= len(self.plan):

@@ -53,8 +53,8 @@ class BatchPlan:
         self.rank, self.world_size = shard
         self.epoch, self.start = 0, 0  # what the next iteration yields: `epoch` from batch `start` of this rank
         self._portrait = np.concatenate(portrait)
-        self._sizes, self._weights = [len(flags) for flags in portrait], list(weights)
-        counts = [round(size * weight) for size, weight in zip(self._sizes, weights, strict=True)]
+        self.sizes, self._weights = tuple(len(flags) for flags in portrait), list(weights)
+        counts = [round(size * weight) for size, weight in zip(self.sizes, weights, strict=True)]
         self._num_batches = max(1, -(-sum(counts) // (batch_size * self.world_size)))
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class BatchPlan:
     def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """What an epoch holds, by weight, in no order yet."""
         indices, copies, first = [], [], 0
-        for size, weight in zip(self._sizes, self._weights, strict=True):
+        for size, weight in zip(self.sizes, self._weights, strict=True):
             count = round(size * weight)
             whole, rest = divmod(count, size) if size else (0, 0)
             chosen = [np.arange(size)] * whole

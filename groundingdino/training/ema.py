@@ -41,8 +41,7 @@ class MovingAverage(Generic[Model]):
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`. ValueError for weights of another model."""
         averages = dict(self.model.named_parameters())
-        found = {name: value.shape for name, value in state.items() if name != "steps"}
-        if found != {name: p.shape for name, p in averages.items()} or "steps" not in state:
+        if state.keys() != averages.keys() | {"steps"}:
             raise ValueError("the moving average in the checkpoint belongs to another model")
         self.steps.copy_(state["steps"])
         for name, average in averages.items():

@@ -19,6 +19,10 @@ from groundingdino.structures import ImageBatch, Targets, TextBatch, to_device
 from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.ema import MovingAverage
+from groundingdino.training.resume import TrainingState
+
+ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
+SCALER_STATE = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
 def group_batches(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -128,29 +132,57 @@ class Learner:
         return self.model.eval() if self.average is None else self.average.model
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimizer, loss scale and average, for `run_state.save_state`."""
+        """Weights, optimizer, loss scale and average: those fields of a `resume.TrainingState`."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         return {
             "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {names[parameter]: dict(values) for parameter, values in self.optimizer.state.items()},
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`. ValueError for the state of another model or of other groups of parameters."""
-        problem = model_file.compare_shapes(
-            {name: tuple(t.shape) for name, t in state["model"].items()},
-            {name: tuple(t.shape) for name, t in self.model.state_dict().items()},
-        )
-        if problem:
-            raise ValueError(f"cannot resume: the state belongs to another model: {problem}")
-        if (self.average is None) != (state["average"] is None):
-            raise ValueError("cannot resume: --ema-decay is on in only one of this run and the saved one")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+    def load_state(self, state: TrainingState) -> None:
+        """The inverse of `state`; learning rate, weight decay, betas and groups remain those of the config.
+
+        ValueError for a state of another model; nothing has been changed then.
+        """
+        self._check(state)
+        self.model.load_state_dict(state.model)
+        optimizer = self.optimizer.state_dict()
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        order = [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
+        optimizer["state"] = {index: state.optimizer[name] for index, name in enumerate(order) if state.optimizer}
+        self.optimizer.load_state_dict(optimizer)
+        if state.scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.scaler)
         if self.average is not None:
-            self.average.load_state(state["average"])
+            self.average.load_state(state.average or {})
+
+    def _check(self, state: TrainingState) -> None:
+        """ValueError where the tensors of `state` do not fit this model and optimizer."""
+        parameters = dict(self.model.named_parameters())
+        weights = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
+        trained = {name: weights[name] for name, p in parameters.items() if p.requires_grad}
+        parts = [("model", state.model, weights)]
+        if state.optimizer:
+            fields = {name for values in state.optimizer.values() for name in values} | ADAMW_STATE
+            for field in sorted(fields):
+                found = {name: values[field] for name, values in state.optimizer.items() if field in values}
+                shapes = dict.fromkeys(trained, ()) if field == "step" else trained
+                parts.append((f"optimizer's {field}", found, shapes if field in ADAMW_STATE else {}))
+        if state.config.get("precision") == "fp16" or state.scaler:
+            missing = SCALER_STATE - state.scaler.keys()
+            if missing:
+                raise ValueError(f"cannot resume: the state of the loss scale lacks {', '.join(sorted(missing))}")
+        if (self.average is None) != (state.average is None):
+            raise ValueError("cannot resume: --ema-decay is on in only one of this run and the saved one")
+        if state.average is not None:
+            shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+            parts.append(("moving average", state.average, {**shapes, "steps": ()}))
+        for part, tensors, expected in parts:
+            problem = model_file.compare_shapes({name: tuple(t.shape) for name, t in tensors.items()}, expected)
+            if problem:
+                raise ValueError(f"cannot resume: the state belongs to another model: {part}: {problem}")
 
 
 def to_float32(record: Any) -> Any:

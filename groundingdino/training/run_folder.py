@@ -1,6 +1,8 @@
 """The folder of a training run: what its files are called, what a run can resume from, and its written settings."""
 
+import fcntl
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -16,6 +18,9 @@ from groundingdino.runtime.distributed import World
 from groundingdino.runtime.files import leftovers, write_text
 
 PACKAGES = ("torch", "torchvision", "torch_npu", "timm", "tokenizers", "numpy", "pillow", "scipy", "safetensors")
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,18 +78,22 @@ class RunFolder:
         Raises:
             ValueError: the file does not exist, or this folder holds an earlier run that would be overwritten.
         """
-        if resume is None:
-            if self.state.exists():
-                raise ValueError(
-                    f"{self.state} exists: go on with --resume auto, or choose another folder with --run-dir"
-                )
-            return None
+        if resume is None and self.state.exists():
+            raise ValueError(f"{self.state} exists: go on with --resume auto, or choose another folder with --run-dir")
+        path = None
         if resume == "auto":
-            return self.state if self.state.exists() else None
-        given = Path(resume)
-        path = RunFolder(given).state if given.is_dir() else given
-        if not path.exists():
-            raise ValueError(f"nothing to resume: {path} does not exist; --resume auto starts afresh in that case")
+            path = self.state if self.state.exists() else None
+        elif resume is not None:
+            path = RunFolder(Path(resume)).state if Path(resume).is_dir() else Path(resume)
+            if not path.exists():
+                raise ValueError(f"nothing to resume: {path} does not exist; --resume auto starts afresh in that case")
+        if path is None or path.resolve() != self.state.resolve():
+            earlier = [str(file) for file in (self.state, self.best, self.final) if file.exists()]
+            if earlier:
+                raise ValueError(
+                    f"{self.path} holds {', '.join(earlier)} of another run, which would be overwritten: "
+                    "move them away, or choose another folder with --run-dir"
+                )
         return path
 
     def remove_leftovers(self) -> None:
@@ -97,6 +106,42 @@ class RunFolder:
         """Write the resolved config as `config.json`, and what it ran on as `environment.json`."""
         for name, content in (("config.json", config), ("environment.json", describe_environment(world))):
             write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+
+
+class RunLock:
+    """A run folder for one process alone, as long as this object is open.
+
+    `run.lock` names host and process. The operating system gives the lock back when its owner ends, however it ends,
+    so a file that a killed process left is taken over, which the log says.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        """ValueError names the process that uses the folder."""
+        self._path = folder.path / "run.lock"
+        self._file = open(self._path, "a+")
+        self._file.seek(0)
+        before = self._file.read().strip()
+        try:
+            # Of this process alone: a loader worker that outlives it does not hold the lock.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self._file.close()
+            raise ValueError(
+                f"{folder.path} is in use by {before or 'another process'}: wait for it, or choose another folder with "
+                "--run-dir"
+            ) from error
+        except OSError as error:
+            logger.warning(f"{folder.path} cannot be locked ({error.strerror}): start no second run in it")
+        if before:
+            logger.warning(f"taking over {folder.path} from {before}, which has ended without finishing")
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
 
 
 def describe_environment(world: World) -> dict[str, Any]:

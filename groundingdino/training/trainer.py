@@ -7,7 +7,6 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -23,7 +22,8 @@ from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner, group_batches
 from groundingdino.training.nonfinite import LossGuard
 from groundingdino.training.recorder import DeferredSteps, MetricsLog, plot_curves
-from groundingdino.training.run_folder import RunFolder
+from groundingdino.training.resume import Position, TrainingState, changes, load_state
+from groundingdino.training.run_folder import RunFolder, RunLock
 from groundingdino.training.setup import initial_model, training_loader, with_rates
 from groundingdino.training.validation import Assessor, Figures
 
@@ -31,17 +31,6 @@ PROBLEMS_SHOWN = 5  # bad samples that are named; all are counted
 PICTURES_PER_ROW = 2
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Position:
-    """How far a run has come. Where the loader stands is in its own state."""
-
-    step: int = 0  # optimizer steps taken
-    epoch: int = 0  # epochs completed
-    unevaluated: bool = False  # an evaluation is due before the next step
-    best: float = -1.0  # best deciding figure so far
-    problems: int = 0  # bad samples that were skipped or repaired, in this process
 
 
 @dataclass(frozen=True)
@@ -82,23 +71,28 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = RunFolder(config.run_dir)
         resume = distributed.broadcast_object(self.folder.find_resume(config.resume))
-        saved = None if resume is None else run_state.load_state(resume)
+        saved = None if resume is None else load_state(resume)
+        changed = [] if saved is None else changes(saved.config, config)
         random_state.seed_everything(config.seed, rank=0)  # fresh weights are the same on every process
         self.learner = Learner(self._model(saved), Criterion(config.class_weight), config, world.device)
         self.loader = training_loader(config, self.learner.model.config, world)
         self.assessor = Assessor(config)
         self.steps_per_epoch = -(-len(self.loader) // config.accumulation_steps)
-        self.position = Position()
+        self.position = Position(step=0, epoch=0, unevaluated=False, best=-1.0, problems=0)
         random_state.seed_everything(config.seed, world.rank)
         if saved is not None:
             self._restore(saved)
             logger.info(f"resumed from {resume}: {self.position.step} steps, {self.position.epoch} epochs")
+            for change in changed:
+                logger.warning(f"resumed with {change}")
             del saved
         self.deferred = DeferredSteps(world.size)
         self.guard = LossGuard(self.folder.nonfinite, config.on_nonfinite, self.learner.scaler.is_enabled())
         self.log: MetricsLog | None = None
+        self.lock: RunLock | None = None
         if distributed.is_main():
             config.run_dir.mkdir(parents=True, exist_ok=True)
+            self.lock = RunLock(self.folder)
             self.folder.remove_leftovers()
             self.log = MetricsLog(self.folder, self.position.step)
             self._write_settings()
@@ -108,12 +102,12 @@ class Trainer:
             total=total, initial=self.position.step, disable=not distributed.is_main(), unit="step", mininterval=1.0
         )
 
-    def _model(self, saved: dict[str, Any] | None) -> GroundingDINO:
+    def _model(self, saved: TrainingState | None) -> GroundingDINO:
         """The model of this run; where there is a saved state, with its sizes and any weights."""
         if saved is None:
             model = initial_model(self.config)
         else:
-            model = build_detector(with_rates(model_config_from_dict(saved["model_config"]), self.config.model))
+            model = build_detector(with_rates(model_config_from_dict(saved.model_config), self.config.model))
         model.set_activation_checkpointing(self.config.activation_checkpointing)
         return model
 
@@ -200,7 +194,7 @@ class Trainer:
                 "position": vars(self.position),
                 "loader": self.loader.state_dict(),
                 "random": random,
-                "accumulation_steps": self.config.accumulation_steps,
+                "config": train_config_to_dict(self.config),
                 "model_config": model_config_to_dict(self.learner.model.config),
             }
             run_state.save_state(self.folder.state, state)
@@ -208,12 +202,13 @@ class Trainer:
             self.log.skip_time()
         distributed.barrier()
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: TrainingState) -> None:
         self.learner.load_state(state)
-        self.loader.load_state_dict(state["loader"])
-        self.position = Position(**state["position"])
-        if state["accumulation_steps"] == self.config.accumulation_steps and len(state["random"]) == self.world.size:
-            random_state.set_random_states(self.world.device, state["random"][self.world.rank])
+        self.loader.load_state_dict(vars(state.loader))
+        self.position = state.position
+        same_draws = state.config.get("accumulation_steps") == self.config.accumulation_steps
+        if same_draws and len(state.random) == self.world.size:
+            random_state.set_random_states(self.world.device, vars(state.random[self.world.rank]))
         else:
             logger.info("not the processes or micro-batches that the state was saved with: new random numbers")
 
@@ -262,3 +257,5 @@ class Trainer:
         self.bar.close()
         if self.log is not None:
             self.log.close()
+        if self.lock is not None:
+            self.lock.close()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from training_runs import environment, losses, scenes, small_config, start
 
 from groundingdino.checkpoints import run_state, safetensors_file
-from groundingdino.training.run_folder import RunFolder
+from groundingdino.training.run_folder import RunFolder, RunLock
 from groundingdino.training.trainer import fit
 
 LAST_STEP = 16
@@ -113,6 +114,116 @@ def test_the_state_of_another_model_or_seed_is_refused(data: Path, uninterrupted
         fit(dataclasses.replace(config, ema_decay=0.0))
     with pytest.raises(ValueError, match="seed"):
         fit(dataclasses.replace(config, seed=1))
+
+
+def test_a_folder_whose_state_is_gone_is_not_overwritten(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.safetensors").write_bytes((uninterrupted / "best.safetensors").read_bytes())
+    for resume in (None, "auto", str(uninterrupted)):
+        with pytest.raises(ValueError, match="best.safetensors of another run"):
+            RunFolder(run).find_resume(resume)
+
+
+def test_resume_applies_new_rates_decay_and_betas_and_says_so(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    config = small_config(data, run, epochs=1)
+    fit(config)
+    optimizer = dataclasses.replace(
+        config.optimizer, weight_decay=0.5, betas=(0.5, 0.9), lr_multipliers=(("backbone", 0.0), ("decoder", 0.5))
+    )
+    before = run_state.load_state(run / "last.state")["model"]
+    fit(dataclasses.replace(config, epochs=2, optimizer=optimizer, resume="auto"))
+    said = [line.removeprefix("resumed with ") for line in caplog.messages if line.startswith("resumed with")]
+    assert "epochs 1 -> 2" in said and "optimizer.weight-decay 0.0001 -> 0.5" in said
+    assert "optimizer.betas [0.9 0.999] -> [0.5 0.9]" in said and len(said) == 4
+    after = run_state.load_state(run / "last.state")["model"]
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("backbone."))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("decoder."))
+
+
+def test_resume_refuses_what_a_saved_state_depends_on(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path / "run", resume=str(uninterrupted / "last.state"))
+    sources = dataclasses.replace(config.data, sampling_weights=(2.0,))
+    other = {
+        "model.width 64 -> 128": {"model": dataclasses.replace(config.model, width=128)},
+        "data.sampling-weights \\[1\\] -> \\[2\\]": {"data": sources},
+        "init-from None -> a.safetensors": {"init_from": Path("a.safetensors")},
+        "freeze \\[\\] -> \\[backbone\\]": {"freeze": ("backbone",)},
+    }
+    for message, change in other.items():
+        with pytest.raises(ValueError, match=f"cannot resume with {message}"):
+            fit(dataclasses.replace(config, **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_files_that_have_changed_are_not_gone_on_with(uninterrupted: Path, tmp_path: Path) -> None:
+    data = scenes(tmp_path / "data")
+    file = data / "mdetr_annotations" / "finetune_refcoco_train.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "images": document["images"][:-1]}))
+    with pytest.raises(ValueError, match=r"hold \[15\] entries, \[16\] when the checkpoint was saved"):
+        fit(small_config(data, tmp_path / "run", resume=str(uninterrupted)))
+
+
+def test_single_precision_goes_on_in_half_precision(data: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path / "run", epochs=1)
+    fit(config)
+    again = dataclasses.replace(config, epochs=2, resume="auto", precision="fp16")
+    assert fit(again).steps == LAST_STEP
+    assert fit(dataclasses.replace(again, epochs=3, precision="bf16")).steps == LAST_STEP + 8
+
+
+FIELDS = ["model", "optimizer", "scaler", "average", "position", "loader", "random", "config", "model_config"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_state_with_a_field_missing_or_of_another_type_is_refused(
+    field: str, data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    state = run_state.load_state(uninterrupted / "last.state")
+    config = small_config(data, tmp_path / "run", resume=str(tmp_path / "bad.state"))
+    for wrong in (None, 7, [1.5], {"x": "y"}):
+        damaged = {k: v for k, v in state.items() if k != field} | ({} if wrong is None else {field: wrong})
+        run_state.save_state(tmp_path / "bad.state", damaged)
+        if field == "config" and isinstance(wrong, dict):
+            continue  # a config is compared field by field
+        with pytest.raises(ValueError, match="training state|model config|cannot resume"):
+            fit(config)
+
+
+def test_optimizer_tensors_of_another_model_are_refused_before_anything_is_changed(
+    data: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    state = run_state.load_state(uninterrupted / "last.state")
+    name = next(iter(state["optimizer"]))
+    for part, wrong in (("exp_avg", torch.zeros(1)), ("step", torch.zeros(3)), ("momentum", torch.zeros(1))):
+        values = {**state["optimizer"][name], part: wrong}
+        run_state.save_state(tmp_path / "bad.state", {**state, "optimizer": {**state["optimizer"], name: values}})
+        with pytest.raises(ValueError, match=f"optimizer's {part}"):
+            fit(small_config(data, tmp_path / "run", resume=str(tmp_path / "bad.state")))
+
+
+def test_a_run_folder_is_for_one_process_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from groundingdino.training.run_folder import RunFolder, RunLock\n"
+        "lock = RunLock(RunFolder(Path(sys.argv[1]))); print('locked', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=f"in use by process {owner.pid} on .*--run-dir"):
+            RunLock(folder)
+        owner.kill()
+    lock = RunLock(folder)
+    assert f"taking over {tmp_path} from process {owner.pid}" in caplog.text
+    lock.close()
+    caplog.clear()
+    RunLock(folder).close()
+    assert not caplog.messages and not list(tmp_path.iterdir())
 
 
 def torchrun(data: Path, run: Path, condition: str, **variables: str) -> None:
