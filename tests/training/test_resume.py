@@ -163,7 +163,9 @@ def test_training_files_that_have_changed_are_not_gone_on_with(uninterrupted: Pa
     data = scenes(tmp_path / "data")
     file = data / "mdetr_annotations" / "finetune_refcoco_train.json"
     document = json.loads(file.read_text())
-    file.write_text(json.dumps({**document, "images": document["images"][:-1]}))
+    *images, last = document["images"]
+    annotations = [one for one in document["annotations"] if one["image_id"] != last["id"]]
+    file.write_text(json.dumps({**document, "images": images, "annotations": annotations}))
     with pytest.raises(ValueError, match=r"hold \[15\] entries, \[16\] when the checkpoint was saved"):
         fit(small_config(data, tmp_path / "run", resume=str(uninterrupted)))
 
