@@ -48,12 +48,12 @@ class Image(msgspec.Struct):
     coco_url: str = ""
 
 
-class _Attributes(msgspec.Struct):
+class _Attributes(msgspec.Struct, gc=False):
     occluded: bool = False
     truncated: bool = False
 
 
-class Annotation(msgspec.Struct):
+class Annotation(msgspec.Struct, gc=False):
     """An `annotations` entry."""
 
     image_id: Id

@@ -265,8 +265,8 @@ class Sample:
         if not self.head.lstrip().startswith(b"{"):
             return None
         try:
-            return decode(self.content, _Parts)
-        except ValueError:
+            return msgspec.json.decode(self.content, type=_Parts)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     @cached_property

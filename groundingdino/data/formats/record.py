@@ -92,7 +92,7 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{self.where}: {self.text}"
 
 
-class AnnotatedObject(msgspec.Struct, frozen=True):
+class AnnotatedObject(msgspec.Struct, frozen=True, gc=False):
     """One box and what it is."""
 
     box: Box  # pixels of the upright image, not clipped
@@ -206,8 +206,10 @@ def file_name_problem(name: str) -> str | None:
         return "file name is empty"
     if "\0" in name or len(name) > 4096:
         return f"file name {name[:40]!r} is none"
+    if name[0] not in "/\\" and name[1:2] != ":" and ".." not in name:
+        return None
     pure = PureWindowsPath(name) if "\\" in name or name[1:2] == ":" else PurePosixPath(name)
-    if pure.is_absolute() or pure.drive:
+    if pure.is_absolute() or pure.drive or pure.root:
         return f"file name {name!r} is absolute; a name is below the image folder"
     if ".." in pure.parts:
         return f'file name {name!r} leaves the image folder by ".."'
