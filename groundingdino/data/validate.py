@@ -17,7 +17,7 @@ from groundingdino.data.formats.record import (
     Reading,
     ReadOptions,
 )
-from groundingdino.data.formats.registry import read_splits
+from groundingdino.data.formats.registry import read_splits, writable_format
 from groundingdino.data.formats.writers import WRITERS, Written
 from groundingdino.data.image_checks import ImageFacts, examine_all, turn_box
 from groundingdino.inputs import text
@@ -283,7 +283,7 @@ def fix(splits: Mapping[str, Reading], facts: Mapping[Path, ImageFacts], target:
     """
     changes: Counter[str] = Counter()
     first = next(iter(splits.values()))
-    to = "odvg" if first.is_grounding() else first.format if first.format in WRITERS else "coco"
+    to = writable_format(first)
     digests: set[bytes] = set()
 
     def corrected(reading: Reading) -> Iterator[AnnotatedImage]:

@@ -128,3 +128,10 @@ def _annotations_in(part: Path) -> Path | None:
         return part
     inside = [file for file in sorted(part.iterdir()) if _is_annotation_file(file)]
     return inside[0] if len(inside) == 1 else None
+
+
+def writable_format(reading: Reading) -> str:
+    """The format to write a data set in: its own where we write it, else ODVG for captions and COCO for the rest."""
+    if reading.is_grounding():
+        return "odvg"
+    return reading.format if reading.format in ("coco", "yolo", "voc", "odvg") else "coco"

@@ -1,8 +1,7 @@
 """Writing data sets: COCO, YOLO, Pascal VOC and ODVG, from the entries of any format, each file atomically."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,7 @@ import msgspec
 
 from groundingdino.data.formats import coco, odvg, voc, yolo
 from groundingdino.data.formats.record import CROWD, AnnotatedImage, Kind, Problem, Reading
-from groundingdino.runtime.files import atomic_file
+from groundingdino.runtime.files import atomic_file, atomic_folder
 
 PlaceImages = Literal["leave", "link", "copy"]
 ALL = "all"  # the name of the one split of a data set that has none
@@ -32,9 +31,10 @@ def write_coco(splits: Mapping[str, Reading], target: Path, place_images: PlaceI
     written = Written()
     for split, reading in splits.items():
         path = _file_of_split(splits, split, target, ".json")
-        entries = list(_one_per_image(reading, split, written))
+        entries = _one_per_image(reading, split, written)
+        if place_images != "leave":
+            entries = _placed(entries, reading, path.parent / "images", place_images, written)
         _save(path, msgspec.json.encode(coco.encode(reading, entries)), written)
-        _place(entries, reading, path.parent / "images", place_images, written)
     return written
 
 
@@ -46,66 +46,97 @@ def write_odvg(splits: Mapping[str, Reading], target: Path, place_images: PlaceI
         grounding = reading.is_grounding()
         label_of = None if grounding else odvg.label_function(reading)
         without = odvg.flags_left_out(reading.format)
-        entries = []
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            for entry in _usable(reading, split, written):
+            entries = _usable(reading, split, written)
+            if place_images != "leave":
+                entries = _placed(entries, reading, path.parent / "images", place_images, written)
+            for entry in entries:
                 _note_left_out(entry, without, written)
                 file.write(odvg.dumps(odvg.encode(entry, label_of, without)) + b"\n")
-                if place_images != "leave":
-                    entries.append(entry)
         written.files.append(path)
         if not grounding:
             names = {str(label): name for label, name in odvg.label_map_of(reading).items()}
             _save(odvg.map_path(path, path.name.split(".")[0]), odvg.dumps(names), written)
-        _place(entries, reading, path.parent / "images", place_images, written)
     return written
 
 
 def write_voc(splits: Mapping[str, Reading], target: Path, place_images: PlaceImages) -> Written:
-    """VOC's layout: Annotations, ImageSets/Main/SPLIT.txt, and JPEGImages unless images are left where they are."""
+    """VOC's layout: Annotations, ImageSets/Main/SPLIT.txt, and JPEGImages unless images are left where they are.
+
+    The folder appears as a whole; OSError if something is there already.
+    """
     written = Written()
-    (target / "Annotations").mkdir(parents=True, exist_ok=True)
-    for split, reading in splits.items():
-        stems = []
-        entries = list(_one_per_image(reading, split, written))
-        for entry in entries:
-            stems.append(str(Path(entry.file_name).with_suffix("")).strip("/").replace("/", "_"))
-            with atomic_file(target / "Annotations" / f"{stems[-1]}.xml") as file:
-                file.write(voc.encode(entry))
-        name = "trainval" if split == ALL else split
-        _save(target / "ImageSets" / "Main" / f"{name}.txt", "".join(f"{stem}\n" for stem in stems).encode(), written)
-        _place(entries, reading, target / "JPEGImages", place_images, written)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(target) as folder:
+        (folder / "Annotations").mkdir()
+        (folder / "ImageSets" / "Main").mkdir(parents=True)
+        for split, reading in splits.items():
+            stems = []
+            entries = _one_per_image(reading, split, written)
+            for entry in (
+                entries
+                if place_images == "leave"
+                else _placed(entries, reading, folder / "JPEGImages", place_images, written)
+            ):
+                stem = str(Path(entry.file_name).with_suffix("")).replace("/", "_")
+                file = folder / "Annotations" / f"{stem}.xml"
+                if _is_taken(file, entry, written):
+                    continue
+                file.write_bytes(voc.encode(entry))
+                stems.append(stem)
+            listed = f"ImageSets/Main/{'trainval' if split == ALL else split}.txt"
+            (folder / listed).write_text("".join(f"{stem}\n" for stem in stems))
+            written.files.append(target / listed)
     return written
 
 
 def write_yolo(splits: Mapping[str, Reading], target: Path, place_images: PlaceImages) -> Written:
-    """ultralytics' layout: data.yaml, labels/SPLIT/*.txt and images/SPLIT. Crowds are left out, as YOLO knows none."""
+    """ultralytics' layout: data.yaml, labels/SPLIT/*.txt and images/SPLIT. Crowds are left out, as YOLO knows none.
+
+    The folder appears as a whole; OSError if something is there already.
+    """
     written = Written()
     splits = _with_one_list(splits)
-    classes = {number: place for place, number in enumerate(sorted(next(iter(splits.values())).categories))}
+    categories = next(iter(splits.values())).categories
+    classes = {number: place for place, number in enumerate(sorted(categories))}
     config: dict[str, object] = {"path": "."}
-    for split, reading in splits.items():
-        below = "" if split == ALL else f"/{split}"
-        config["train" if split == ALL else split] = f"images{below}"
-        entries = []
-        for entry in _one_per_image(reading, split, written):
-            _note_left_out(entry, frozenset((CROWD,)), written)
-            kept = tuple(thing for thing in entry.objects if CROWD not in thing.flags)
-            entry = msgspec.structs.replace(entry, objects=kept)
-            if not entry.width:
-                text = "its size is unknown, and YOLO boxes are relative to it"
-                written.problems.append(Problem(Kind.IMAGE_SIZE, entry.where, text, fatal=True))
-                continue
-            entries.append(entry)
-            path = (target / f"labels{below}" / entry.file_name).with_suffix(".txt")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as file:
-                file.write(yolo.encode(entry, lambda thing, r=reading: classes[r.category_of(thing)]).encode())  # type: ignore[misc]
-        _place(entries, reading, target / f"images{below}", place_images, written)
-    config["names"] = {place: next(iter(splits.values())).categories[number] for number, place in classes.items()}
-    _save(target / "data.yaml", yolo.encode_config(config), written)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(target) as folder:
+        for split, reading in splits.items():
+            below = "" if split == ALL else f"/{split}"
+            config["train" if split == ALL else split] = f"images{below}"
+            entries = _one_per_image(reading, split, written)
+            for entry in _placed(entries, reading, folder / f"images{below}", place_images, written):
+                _write_labels(entry, reading, classes, folder / f"labels{below}", written)
+        config["names"] = {place: categories[number] for number, place in classes.items()}
+        (folder / "data.yaml").write_bytes(yolo.encode_config(config))
+    written.files.append(target / "data.yaml")
     return written
+
+
+def _write_labels(
+    entry: AnnotatedImage, reading: Reading, classes: Mapping[int, int], folder: Path, written: Written
+) -> None:
+    if not entry.width:
+        told = "its size is unknown, and YOLO boxes are relative to it"
+        written.problems.append(Problem(Kind.IMAGE_SIZE, entry.where, told, fatal=True))
+        return
+    _note_left_out(entry, frozenset((CROWD,)), written)
+    kept = tuple(thing for thing in entry.objects if CROWD not in thing.flags)
+    entry = msgspec.structs.replace(entry, objects=kept)
+    file = (folder / entry.file_name).with_suffix(".txt")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_taken(file, entry, written):
+        file.write_text(yolo.encode(entry, lambda thing: classes[reading.category_of(thing)]))
+
+
+def _is_taken(file: Path, entry: AnnotatedImage, written: Written) -> bool:
+    """Whether an image of the same name but for its suffix has this annotation file; noted."""
+    if file.exists():
+        told = f"{entry.file_name}: another image of this name, or with another suffix, has the file {file.name}"
+        written.problems.append(Problem(Kind.DUPLICATE_IMAGE, entry.where, told, fatal=True))
+    return file.exists()
 
 
 Writer = Callable[[Mapping[str, Reading], Path, PlaceImages], Written]
@@ -170,22 +201,20 @@ def _save(path: Path, content: bytes, written: Written) -> None:
     written.files.append(path)
 
 
-def _place(
-    entries: list[AnnotatedImage], reading: Reading, folder: Path, place_images: PlaceImages, written: Written
-) -> None:
-    """Link or copy the images of entries below `folder`."""
-    if place_images == "leave":
-        return
+def _placed(
+    entries: Iterable[AnnotatedImage], reading: Reading, folder: Path, place_images: PlaceImages, written: Written
+) -> Iterator[AnnotatedImage]:
+    """The entries, with their images linked or copied below `folder` and named as they lie there."""
     for entry in entries:
-        source, target = (reading.images / entry.file_name).absolute(), folder / entry.file_name
-        if not source.is_file():
-            text = f"{source}: no such image file"
-            written.problems.append(Problem(Kind.MISSING_IMAGE, entry.where, text))
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        if place_images == "link":
-            temporary.symlink_to(source.resolve())
-        else:
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        source = (reading.images / entry.file_name).absolute()
+        parts = [part for part in Path(entry.file_name).parts if part not in ("..", Path(entry.file_name).anchor)]
+        target = folder.joinpath(*parts)
+        if place_images != "leave" and not source.is_file():
+            written.problems.append(Problem(Kind.MISSING_IMAGE, entry.where, f"{source}: no such image file"))
+        elif place_images != "leave" and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if place_images == "link":
+                target.symlink_to(source.resolve())
+            else:
+                shutil.copyfile(source, target)
+        yield msgspec.structs.replace(entry, file_name="/".join(parts))
