@@ -28,7 +28,7 @@ QUERIES = 900  # of the released models
 KEPT_PER_KIND = 1000  # problems that a report holds; all are counted
 LAST_WITHOUT_SPACES = "\u2e80"  # from here on, scripts such as Chinese write words without spaces between them
 
-Progress = Callable[[], object]
+Progress = Callable[[int], Callable[[], object]]  # number of images -> what is called after each
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check(
         path: file or folder of any format.
         options: how it is read.
         checks: what is checked.
-        progress: called after each image.
+        progress: given the number of images, returns what is called after each.
     Raises:
         ValueError: if there is no data set.
     """
@@ -109,7 +109,7 @@ def check_splits(
     _check_leaks(owners, report)
     facts = {}
     if checks.open_images:
-        for image, found in examine_all(sizes, progress or (lambda: None)):
+        for image, found in examine_all(sizes, progress(len(sizes)) if progress else lambda: None):
             facts[image] = found
             for where, size in sizes[image]:
                 for problem in _image_problems(image, where, size, found):
