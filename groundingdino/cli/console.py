@@ -5,6 +5,7 @@ Imports nothing heavy, so that a wrong argument is answered at once.
 
 import contextlib
 import difflib
+import importlib.util
 import io
 import itertools
 import logging
@@ -13,13 +14,14 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO, TypeVar
 
 import tyro
 
 T = TypeVar("T")
 
+TRAIN_PACKAGES = ("scipy", "pycocotools", "tensorboard", "matplotlib")  # of the extra `train`
 USER_ERROR = 2  # exit code: something that the user can fix
 INTERRUPTED = 130  # exit code, as shells have it for SIGINT
 OTHERS_WAIT = 3.0  # seconds that the other processes of a run leave the main one to report the same problem first
@@ -96,6 +98,20 @@ def _box_as_line(box: str) -> str:
         options = [line for line in lines[lines.index("Perhaps you meant:") :] if line.startswith("--")]
         message += f" (perhaps {re.split('[ ,]', options[0])[0]}?)" if options else ""
     return message
+
+
+def require(packages: Iterable[str], extra: str) -> None:
+    """ValueError that says what to install where a package of an extra is missing. Imports none."""
+    missing = [package for package in packages if not _is_installed(package)]
+    if missing:
+        raise ValueError(f'{", ".join(missing)} not installed: pip install "groundingdino[{extra}]"')
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it is blocked, as `sys.modules[package] = None` does
+        return False
 
 
 def run(prog: str, command: Callable[[], int]) -> int:

@@ -5,7 +5,6 @@
 Ctrl-C stops it.
 """
 
-import importlib.util
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,8 +50,7 @@ def serve(arguments: Arguments) -> int:
     checkpoint = loading.find_checkpoint(arguments.checkpoint)
     if arguments.samples is not None and not arguments.samples.is_dir():
         raise ValueError(f"--samples {arguments.samples} is not a folder")
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError('the demo needs gradio: pip install "groundingdino[demo]"')
+    console.require(["gradio"], "demo")
     from groundingdino.cli.demo_page import build_page
 
     predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision)

@@ -201,6 +201,7 @@ def run(arguments: Arguments) -> int:
     problem = missing(arguments)
     if problem is not None:
         raise ValueError(problem)
+    console.require(["pycocotools"], "train")
     from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
 
     def say(line: str) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from groundingdino.runtime.files import open_file
+
 if TYPE_CHECKING:
     from groundingdino.inference.predictor import Predictor
 
@@ -12,11 +14,9 @@ CHECKPOINT_PLACES = (".", "weights", "checkpoints")  # looked into where no --ch
 
 
 def regular_file(path: Path) -> Path:
-    """The path. ValueError where there is nothing, a folder, or what could not be read to its end, such as a pipe."""
-    if path.is_file():
-        return path
-    what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-    raise ValueError(f"{path} {what}: name a file")
+    """The path. ValueError where there is no file, or what could not be read to its end, such as a pipe."""
+    open_file(path).close()
+    return path
 
 
 def find_checkpoint(given: Path | None) -> Path:

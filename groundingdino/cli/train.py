@@ -127,6 +127,7 @@ def resume_hint(run_dir: Path) -> str:
 
 def train(preset: str, config: TrainConfig, prog: str) -> int:
     """Check, train, and say where everything is. The exit code."""
+    console.require(console.TRAIN_PACKAGES, "train")
     from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
     from groundingdino.training import quickstart
     from groundingdino.training.nonfinite import NonFiniteLossError

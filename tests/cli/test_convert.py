@@ -22,8 +22,8 @@ def test_the_door_converts_and_reports(golden: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.pth", "out.safetensors"], "gone.pth does not exist"),
-        (["pipe.pth", "out.safetensors"], "pipe.pth is not a regular file"),
+        (["gone.pth", "out.safetensors"], "gone.pth: no such file"),
+        (["pipe.pth", "out.safetensors"], "pipe.pth: a pipe"),
         (["text.pth", "out.safetensors"], "text.pth"),
         (["text.pth", "text.pth"], "is what is read"),
         (["text.pth"], "OUT"),
