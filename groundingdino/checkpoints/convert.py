@@ -1,20 +1,22 @@
-"""Files in, files out: mmdet's or transformers' MM-Grounding-DINO to ours and back, strictly and with a report."""
+"""Weights in, weights out: IDEA's, mmdet's and transformers' to ours and back, strictly and with a report."""
 
 import hashlib
 import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.formats import huggingface, mmdet
-from groundingdino.checkpoints.formats.foreign_weights import ForeignWeights, read_weights
+from groundingdino.checkpoints import zoo
+from groundingdino.checkpoints.formats import huggingface, idea, mmdet, original_head
+from groundingdino.checkpoints.formats.foreign_weights import WEIGHT_DTYPES, ForeignWeights, read_weights
+from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
 from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.messages import some
 from groundingdino.checkpoints.model_file import (
@@ -29,20 +31,15 @@ from groundingdino.checkpoints.model_file import (
 from groundingdino.checkpoints.safetensors_file import write_tensors
 from groundingdino.config import ModelConfig
 from groundingdino.inputs.text import VOCABULARY_FILE
-from groundingdino.runtime.files import atomic_file, atomic_folder
+from groundingdino.runtime.files import atomic_file, atomic_folder, open_file
 
-Target = Literal["native", "mmdet", "huggingface"]
-
-# First eight hexadecimal digits of a released file's SHA-256, which are also the end of its name.
-RELEASES = {
-    "4ea751ce": "MM-GDINO-T, O365+GoldG",
-    "169cc352": "MM-GDINO-T, O365+GoldG+GRIT9M",
-    "e316e297": "MM-GDINO-T, O365+GoldG+V3Det",
-    "b448804b": "MM-GDINO-T, O365+GoldG+GRIT9M+V3Det",
-    "f83eef00": "MM-GDINO-B, O365+GoldG+V3Det",
-    "f9818a7c": "MM-GDINO-B, all",
-    "34dcdc53": "MM-GDINO-L, O365V2+OpenImageV6+GoldG",
-    "56d69e78": "MM-GDINO-L, all",
+Target = Literal["native", "mmdet", "huggingface", "idea"]
+FRESH = "denoising label embedding: fresh, seen in training only"
+NO_PLACE = "denoising label embedding: no place for it"
+DROPPED: dict[str, Callable[[str], str | None]] = {
+    "mmdet": mmdet.dropped_because,
+    "huggingface": huggingface.dropped_because,
+    "idea": idea.dropped_because,
 }
 
 
@@ -62,13 +59,11 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report as text."""
+        permuted = f", of which {self.permuted} permuted (patch merging: order of the neighbours)"
         return [
-            f"{self.source.path}: MM-Grounding-DINO {self.config.name} in {self.source.naming} naming, "
+            f"{self.source.path}: Grounding DINO {self.config.name} in {self.source.naming} naming, "
             f"{self.num_parameters:,} parameters in {len(self.source.tensors)} tensors",
-            f"  mapped   {self.mapped:5d}"
-            + (
-                f", of which {self.permuted} permuted (patch merging: order of the neighbours)" if self.permuted else ""
-            ),
+            f"  mapped   {self.mapped:5d}" + (permuted if self.permuted else ""),
             *(f"  dropped  {count:5d}: {reason}" for reason, count in self.dropped.items()),
             *(f"  added    {count:5d}: {what}" for what, count in self.added.items()),
             *(f"  {note}" for note in (*self.source.notes, *self.warnings)),
@@ -82,12 +77,12 @@ def convert_file(
     """Convert a checkpoint. The target appears whole or not at all.
 
     Args:
-        source: mmdet's .pth (released, or left by mmengine's Runner), a folder or model.safetensors of transformers'
-            MMGroundingDinoForObjectDetection, or a checkpoint of ours.
+        source: IDEA's .pth, mmdet's .pth (released, or left by mmengine's Runner), a folder or model.safetensors of
+            transformers' GroundingDinoForObjectDetection or MMGroundingDinoForObjectDetection, or a checkpoint of ours.
         target: file to write or replace; for "huggingface" a folder to make.
-        to: "native" is a safetensors file that `load_model` reads; "mmdet" is mmdet's format; "huggingface" a folder
-            for transformers' `from_pretrained`.
-        text_heads: attention heads of a BERT of unusual size, see `conversion.mmdet.infer_config`.
+        to: "native" is a safetensors file that `load_model` reads; "mmdet" and "idea" are their formats; "huggingface"
+            is a folder for transformers' `from_pretrained`.
+        text_heads: attention heads of a BERT of unusual size, see `mmdet.infer_config`.
 
     Raises:
         ValueError: one line that says what the source is and what was expected, or which tensors do not fit.
@@ -100,19 +95,20 @@ def convert_file(
         raise ValueError(f"{source}: in {to} format already; name the format that you want with --to")
     weights = _native_weights(opened, text_heads)
     _check_whole(opened, weights)
-    write = {"native": _write_native, "mmdet": _write_mmdet, "huggingface": _write_huggingface}[to]
-    provenance = _provenance(opened)
-    added = write(weights, provenance, target)
-    drops = {"mmdet": mmdet.dropped_because, "huggingface": huggingface.dropped_because}.get(opened.naming)
+    provenance = _provenance(opened, weights)
+    added = WRITERS[to](weights, provenance, target)
+    drops = DROPPED.get(opened.naming)
     dropped = Counter(reason for name in opened.tensors if drops and (reason := drops(name)))
-    if to == "huggingface":
-        dropped["denoising label embedding: transformers has no place for it"] += 1
+    mapped = len(opened.tensors) - dropped.total()
+    if to in ("huggingface", "idea"):
+        dropped[NO_PLACE] += 1
+        mapped -= FRESH not in weights.added
     return Report(
         source=opened,
         config=weights.config,
         written=target,
         num_parameters=sum(tensor.numel() for tensor in weights.tensors.values()),
-        mapped=len(opened.tensors) - sum(dropped.values()),
+        mapped=mapped,
         permuted=_count_permuted(weights.tensors) if "mmdet" in (opened.naming, to) else 0,
         dropped=dropped,
         added={**weights.added, **added},
@@ -133,26 +129,34 @@ def _check_target(source: Path, target: Path, to: Target) -> None:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class NativeWeights:
     """A whole model under our names."""
 
     config: ModelConfig
     tensors: Mapping[str, Tensor]
-    added: Mapping[str, int]  # what the source had not, and was made up
+    added: Mapping[str, int] = field(default_factory=dict)  # what the source had not, and was made up
 
 
-def _native_weights(source: ForeignWeights, text_heads: int | None) -> _Weights:
+def _native_weights(source: ForeignWeights, text_heads: int | None) -> NativeWeights:
     if source.naming == "native":
         config = checked_config(source.path, source.metadata)
-        return _Weights(config, upgrade(source.tensors, source.metadata[VERSION_KEY]), {})
+        return NativeWeights(config, upgrade(source.tensors, source.metadata[VERSION_KEY]))
     try:
         if source.naming == "mmdet":
-            config = mmdet.infer_config({name: tuple(t.shape) for name, t in source.tensors.items()}, text_heads)
-            return _Weights(config, mmdet.to_native(source.tensors, config.decoder_layers), {})
-        native = huggingface.to_native(source.tensors)
-        native[huggingface.LABEL_EMBEDDING] = _fresh_label_embedding(native)
-        config = huggingface.infer_config(native, text_heads or _text_heads(source.path.parent))
-        return _Weights(config, native, {"denoising label embedding: fresh, seen in training only": 1})
+            native = mmdet.to_native(source.tensors)
+        else:
+            native = (idea if source.naming == "idea" else huggingface).to_native(source.tensors)
+        original = not any(map(original_head.BIAS.fullmatch, native))
+        if original:
+            native = original_head.from_original(native)
+        added = {"head without bias, written as one with biases of zero": 1} if original else {}
+        if LABEL_EMBEDDING not in native and source.naming != "mmdet":
+            native[LABEL_EMBEDDING] = _fresh_label_embedding(native)
+            added[FRESH] = 1
+        config = huggingface.infer_config(native, text_heads or _text_heads(source.files[0].parent))
+        if original and source.naming != "mmdet":  # mmdet runs IDEA's weights with its own eps
+            config = replace(config, box_eps=original_head.IDEA_EPS)
+        return NativeWeights(config, native, added)
     except ValueError as error:
         raise ValueError(f"{source.path}: {error}") from error
 
@@ -166,12 +170,14 @@ def _fresh_label_embedding(native: Mapping[str, Tensor]) -> Tensor:
 def _text_heads(folder: Path) -> int | None:
     """The number of BERT's attention heads in transformers' config.json, where there is one."""
     try:
-        return int(json.loads((folder / "config.json").read_text())["text_config"]["num_attention_heads"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_file(folder / "config.json") as file:
+            heads = json.loads(file.read(1_000_000))["text_config"]["num_attention_heads"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return heads if type(heads) is int and heads > 0 else None
 
 
-def _check_whole(source: ForeignWeights, weights: _Weights) -> None:
+def _check_whole(source: ForeignWeights, weights: NativeWeights) -> None:
     from groundingdino.model import build_detector  # timm: not worth its seconds before the file is known to be good
 
     if weights.config.text.vocabulary != vocabulary_size():
@@ -186,32 +192,58 @@ def _check_whole(source: ForeignWeights, weights: _Weights) -> None:
         {name: tuple(tensor.shape) for name, tensor in expected.items()},
     )
     if problem:
-        raise ValueError(
-            f"{source.path}: not a whole MM-Grounding-DINO ({weights.config.name}), in our names: {problem}"
-        )
+        raise ValueError(f"{source.path}: not a whole Grounding DINO ({weights.config.name}), in our names: {problem}")
+    wrong = [f"{name} {tensor.dtype}" for name, tensor in weights.tensors.items() if tensor.dtype not in WEIGHT_DTYPES]
+    if wrong:
+        raise ValueError(f"{source.path}: {len(wrong)} weights are not float64, 32, 16 or bfloat16: {some(wrong)}")
 
 
-def _provenance(source: ForeignWeights) -> dict[str, Any]:
+def tensor_digest(native: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a model's weights in our naming, in float32: the same for copies in any format.
+
+    The denoising label embedding, which transformers and IDEA do not keep, does not count.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(native):
+        if name != LABEL_EMBEDDING:
+            digest.update(f"{name}{tuple(native[name].shape)}".encode())
+            digest.update(native[name].detach().float().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _provenance(source: ForeignWeights, weights: NativeWeights) -> dict[str, Any]:
     """Where weights come from, for the metadata of what is made of them."""
     if source.naming == "native":
         return json.loads(source.metadata.get(SOURCE_KEY, "{}"))
-    digest = _sha256(source.path)
+    sha256, tensors = file_digest(source.files), tensor_digest(weights.tensors)
+    release = zoo.identify(sha256=sha256, tensors=tensors)
     return {
         "naming": source.naming,
         "file": source.path.name,
-        "sha256": digest,
-        "release": RELEASES.get(digest[:8]),
+        "sha256": sha256,
+        "tensors": tensors,
+        "release": release and release.title,
         "position_ids": mmdet.POSITION_IDS in source.tensors,
     }
 
 
-def _write_native(weights: _Weights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
+def file_digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of a file; of several, of all their bytes one after another."""
+    digest = hashlib.sha256()
+    for path in files:
+        with open_file(path) as file:
+            while data := file.read(2**22):
+                digest.update(data)
+    return digest.hexdigest()
+
+
+def _write_native(weights: NativeWeights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
     metadata = {**detector_metadata(weights.config), SOURCE_KEY: json.dumps(provenance)}
     save_checkpoint(target, weights.tensors, metadata)
     return {}
 
 
-def _write_mmdet(weights: _Weights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
+def _write_mmdet(weights: NativeWeights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
     theirs = mmdet.to_mmdet(weights.tensors, weights.config.decoder_layers)
     buffers = mmdet.mmdet_buffers(weights.config)
     if provenance.get("position_ids"):
@@ -221,10 +253,24 @@ def _write_mmdet(weights: _Weights, provenance: dict[str, Any], target: Path) ->
     return {"buffers that mmdet stores": len(buffers)}
 
 
-def _write_huggingface(weights: _Weights, _provenance: dict[str, Any], target: Path) -> dict[str, int]:
-    """model.safetensors, config.json, and what AutoProcessor needs."""
-    files = huggingface.settings(weights.config)
-    state = huggingface.to_huggingface(weights.tensors, weights.config)
+def _write_idea(weights: NativeWeights, _provenance: dict[str, Any], target: Path) -> dict[str, int]:
+    theirs = idea.to_idea(weights.tensors, weights.config)
+    with atomic_file(target) as file:
+        torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.items()}}, file)
+    return {
+        "relative position indices that IDEA stores": sum(weights.config.backbone.depths),
+        "BERT's pooler, which IDEA stores and does not use: zeros": 2,
+    }
+
+
+def _write_huggingface(weights: NativeWeights, _provenance: dict[str, Any], target: Path) -> dict[str, int]:
+    """model.safetensors, config.json, and what AutoProcessor needs, in the class that has the weights' head."""
+    original = original_head.is_original(weights.config) and original_head.has_original_head(weights.tensors)
+    files = huggingface.settings(weights.config, original)
+    native = original_head.to_original(weights.tensors) if original else weights.tensors
+    state = huggingface.to_huggingface(native, weights.config)
+    if original:
+        state = {name: t for name, t in state.items() if not re.match(r"bbox_embed\.[1-9]", name)}  # all are the same
     with atomic_folder(target) as folder:
         write_tensors(folder / "model.safetensors", state, {"format": "pt"})
         shutil.copyfile(VOCABULARY_FILE, folder / "vocab.txt")
@@ -233,9 +279,12 @@ def _write_huggingface(weights: _Weights, _provenance: dict[str, Any], target: P
     return {"relative position indices that transformers stores": sum(weights.config.backbone.depths)}
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+WRITERS: dict[Target, Callable[[NativeWeights, dict[str, Any], Path], dict[str, int]]] = {
+    "native": _write_native,
+    "mmdet": _write_mmdet,
+    "huggingface": _write_huggingface,
+    "idea": _write_idea,
+}
 
 
 def _count_permuted(native: Mapping[str, Tensor]) -> int:

@@ -167,11 +167,11 @@ def published_row(
     arguments: Arguments, scale: tuple[int, int], release: str | None, data_set: str
 ) -> list[float] | None:
     """Published Precision@1/5/10 in percent where they were measured as we did: same split, scoring and image size."""
-    from groundingdino.evaluation import published
+    from groundingdino.checkpoints.zoo import published
     from groundingdino.inputs.images import DEFAULT_SCALE
 
     same = arguments.scoring == "max" and scale == DEFAULT_SCALE
-    row = published(release, data_set, arguments.split) if same and arguments.annotations is None else None
+    row = published(release, f"{data_set} {arguments.split}") if same and arguments.annotations is None else None
     return list(row) if row else None
 
 

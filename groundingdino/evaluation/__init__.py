@@ -9,7 +9,6 @@ Works in one process and under torchrun, where every rank gets the result of all
 
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.metrics import average_precision, precision
-from groundingdino.evaluation.published import published
 from groundingdino.evaluation.referring import ReferringFigures, ReferringProtocol, evaluate_referring
 from groundingdino.evaluation.runner import Evaluation, EvaluationOptions, EvaluationProtocol, Question, evaluate
 
@@ -25,5 +24,4 @@ __all__ = [
     "evaluate",
     "evaluate_referring",
     "precision",
-    "published",
 ]

@@ -75,6 +75,7 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.width
         self.num_points = config.num_points
+        self.box_eps = config.box_eps
         self.box_features = width // 2  # of each of the four numbers of a box
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(width)
@@ -104,7 +105,7 @@ class Decoder(nn.Module):
             # Two boxes: the normed query's is the layer's, the plain query's is where the next layer looks.
             normed = self.norm(query)
             answer, step = box_head(torch.stack((normed, query)))
-            box = (answer + inverse_sigmoid(forward_reference, eps=1e-5)).sigmoid()
+            box = (answer + inverse_sigmoid(forward_reference, self.box_eps)).sigmoid()
             predictions.append(Prediction(contrastive_head(normed, text), box))
             forward_reference = (step + inverse_sigmoid(reference, eps=1e-3)).sigmoid()
             reference = forward_reference.detach()

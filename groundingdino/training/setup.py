@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints import model_file, zoo
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
 from groundingdino.data import (
     Augmentation,
@@ -20,9 +20,6 @@ from groundingdino.data import (
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices, distributed
 from groundingdino.runtime.distributed import World
-
-MM_GDINO_URL = "https://download.openmmlab.com/mmdetection/v3.0/mm_grounding_dino"
-MM_GDINO_B = "grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"  # the recipe's weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +51,8 @@ def _native_file(path: Path) -> Path:
             raise ValueError(f"weights not found: {path} does not exist; name another file with --init-from")
         return target
     if not path.exists():
-        release = f"download it from {MM_GDINO_URL}/grounding_dino_swin-b_pretrain_obj365_goldg_v3det/{MM_GDINO_B}"
-        source = release if path.name == MM_GDINO_B else "check the path"
+        url = next((release.url for release in zoo.RELEASES if release.url and release.file == path.name), None)
+        source = f"download it from {url}" if url else "check the path"
         raise ValueError(f"weights not found: {path} does not exist; {source}, or name another file with --init-from")
     if not target.exists() and distributed.is_main():
         from groundingdino.checkpoints.convert import convert_file  # only here, and it is long

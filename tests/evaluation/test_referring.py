@@ -11,7 +11,6 @@ import torch
 from golden_cases import tiny_model
 from PIL import Image
 
-from groundingdino.checkpoints.convert import RELEASES
 from groundingdino.data import Expression, load_expressions
 from groundingdino.evaluation import (
     EvaluationOptions,
@@ -20,10 +19,8 @@ from groundingdino.evaluation import (
     average_precision,
     evaluate_referring,
     precision,
-    published,
 )
 from groundingdino.evaluation.metrics import iou_with
-from groundingdino.evaluation.published import PUBLISHED
 from groundingdino.evaluation.referring import report
 from groundingdino.evaluation.runner import IMAGE_COST, shard
 from groundingdino.inference.postprocess import category_scores, to_image_frame, top_detections
@@ -108,15 +105,6 @@ class TestFigures:
         assert 0.05 < whole < 0.9
         assert capsys.readouterr().out == ""
 
-
-def test_published_figures_are_found_by_release_data_set_and_split():
-    assert published("MM-GDINO-B, all", "refcoco", "testA") == (85.3, 99.5, 99.7)
-    assert published("MM-GDINO-B, all", "refcoco", "train") is None
-    assert published(None, "refcoco", "val") is None
-
-
-def test_every_release_with_published_figures_is_known_to_the_converter():
-    assert set(PUBLISHED) <= set(RELEASES.values())
 
 
 SENTENCES = [

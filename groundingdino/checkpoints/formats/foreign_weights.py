@@ -1,84 +1,103 @@
-"""Open a file of weights from elsewhere and say whose it is."""
+"""Open weights from elsewhere, a file or a folder, and say whose they are."""
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats.pytorch_file import Inert, read_pytorch_file
-from groundingdino.checkpoints.messages import some
+from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.safetensors_file import TensorFile
 from groundingdino.runtime.files import open_file
 
-EXPECTED = "expected an MM-Grounding-DINO checkpoint: mmdet's .pth, transformers' model.safetensors, or ours"
+EXPECTED = (
+    "expected Grounding DINO weights: IDEA's or mmdet's .pth, transformers' folder or model.safetensors, or a "
+    "checkpoint of groundingdino"
+)
 CONTAINERS = ("state_dict", "model")  # where mmengine, and IDEA and DETR, keep the weights in what they save
 NATIVE_CONFIG = "groundingdino.config"
+WHOLE, SHARDS, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"  # of transformers
+INDEX_LIMIT = 10_000_000  # bytes
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# Names that tell a model, most telling first: (what it is, all of these patterns occur, none of these do).
+# Names that tell a model of Grounding DINO's architecture: all of these patterns occur.
+NAMINGS: dict[str, tuple[str, ...]] = {
+    "mmdet": (r"encoder\.fusion_layers\.", r"bbox_head\.reg_branches\.", r"language_model\."),
+    "huggingface": (r"model\.backbone\.conv_encoder\.", r"model\.text_backbone\."),
+    "idea": (r"bert\.", r"transformer\.level_embed"),
+}
+LOG_SCALE = re.compile(r"bbox_head\.cls_branches\.\d+\.log_scale")
+# Names that tell other models, most telling first: (what it is, all of these patterns occur, none of these do).
 FAMILIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        "IDEA's GroundingDINO (its head has no bias and no 1/sqrt(D) and shares one box head: other weights, "
-        "not convertible into MM-Grounding-DINO)",
-        (r"bert\.", r"transformer\.level_embed"),
-        (),
-    ),
-    (
-        "IDEA's GroundingDINO in transformers' naming (GroundingDinoForObjectDetection; its head has no bias: "
-        "not convertible into MM-Grounding-DINO)",
-        (r"model\.backbone\.conv_encoder\.", r"model\.text_backbone\."),
-        (r"(model\.decoder\.)?class_embed\.0\.bias",),
-    ),
-    (
-        "the GroundingDINO of mmdet's configs/grounding_dino (a head with a learnable scale or without bias: "
-        "not convertible into MM-Grounding-DINO)",
-        (r"encoder\.fusion_layers\.", r"bbox_head\.cls_branches\.0\.log_scale"),
-        (),
-    ),
-    (
-        "the GroundingDINO of mmdet's configs/grounding_dino (a head without bias: not convertible into "
-        "MM-Grounding-DINO)",
-        (r"encoder\.fusion_layers\.", r"bbox_head\.reg_branches\."),
-        (r"bbox_head\.cls_branches\.0\.bias",),
-    ),
     ("GLIP of mmdet", (r"language_model\.", r"bbox_head\."), (r"encoder\.fusion_layers\.",)),
     ("an mmdet detector without a language model", (r"backbone\.", r"bbox_head\."), (r"language_model\.",)),
     ("a plain BERT", (r"(bert\.)?embeddings\.word_embeddings\.weight",), (r"transformer\.level_embed",)),
     ("a ResNet", (r"(backbone\.)?layer1\.0\.conv1\.weight",), ()),
     ("a Swin Transformer without a detector", (r"(backbone\.)?patch_embed\.",), (r"bbox_head\.", r"encoder\.")),
 )
-MMDET = ("mmdet", (r"encoder\.fusion_layers\.", r"bbox_head\.cls_branches\.0\.bias", r"language_model\."))
-TRANSFORMERS = ("huggingface", (r"model\.backbone\.conv_encoder\.", r"(model\.decoder\.)?class_embed\.0\.bias"))
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights as they lie in a file."""
+    """Weights as they lie in a file or folder."""
 
     path: Path
-    naming: str  # "mmdet", "huggingface" or "native"
+    naming: str  # "mmdet", "huggingface", "idea" or "native"
     tensors: Mapping[str, Tensor]
+    files: tuple[Path, ...]  # that hold the tensors
     metadata: Mapping[str, str] = field(default_factory=dict)  # of a safetensors file
     notes: tuple[str, ...] = ()  # what else was in the file and is not used, one line each
 
 
 def read_weights(path: Path) -> ForeignWeights:
-    """Open a .pth or .safetensors file, or a folder of a transformers model.
+    """Open a .pth or .safetensors file, or a folder of a transformers model, in one file or several.
 
     Raises:
         ValueError: one line that says what was found and what was expected.
     """
-    if path.is_dir() and (path / "model.safetensors").exists():
-        path = path / "model.safetensors"
     try:
-        return _read_safetensors(path) if _is_safetensors(path) else _read_pytorch(path)
+        files = weight_files(path)
+        if len(files) > 1:
+            return _read_shards(path, files)
+        return _read_safetensors(files[0]) if is_safetensors(files[0]) else _read_pytorch(files[0])
     except ValueError as error:
         raise ValueError(f"{error}; {EXPECTED}") from error
 
 
-def _is_safetensors(path: Path) -> bool:
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The files with weights that a path means: itself, or those in a folder of transformers."""
+    if path.name == SHARDS:
+        path = path.parent
+    if not path.is_dir():
+        return (path,)
+    if (path / WHOLE).exists():
+        return (path / WHOLE,)
+    if (path / SHARDS).exists():
+        return _shards(path / SHARDS)
+    if (path / PICKLED).exists():
+        return (path / PICKLED,)
+    raise ValueError(f"{path}: a folder without {WHOLE}, {SHARDS} or {PICKLED}")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    with open_file(index) as file:
+        content = file.read(INDEX_LIMIT)
+    try:
+        names = set(json.loads(content)["weight_map"].values())
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("a shard that is not a file beside it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index}: not the index of a model in several files ({printable(repr(error))})") from error
+    return tuple(index.parent / name for name in sorted(names))
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors, by its name or its beginning. ValueError where it cannot be opened."""
     with open_file(path) as file:
         start = file.read(9)
     return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[5:8] == b"\0\0\0")
@@ -87,7 +106,18 @@ def _is_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> ForeignWeights:
     with TensorFile(path) as file:
         naming = "native" if NATIVE_CONFIG in file.metadata else naming_of(file.entries, path)
-        return ForeignWeights(path, naming, {name: file.read(name) for name in file.entries}, file.metadata)
+        return ForeignWeights(path, naming, {name: file.read(name) for name in file.entries}, (path,), file.metadata)
+
+
+def _read_shards(path: Path, files: tuple[Path, ...]) -> ForeignWeights:
+    tensors: dict[str, Tensor] = {}
+    for shard in files:
+        with TensorFile(shard) as file:
+            twice = [name for name in file.entries if name in tensors]
+            if twice:
+                raise ValueError(f"{shard}: holds {some(twice)}, which another shard holds too")
+            tensors |= {name: file.read(name) for name in file.entries}
+    return ForeignWeights(path, naming_of(tensors, path), tensors, files)
 
 
 def _read_pytorch(path: Path) -> ForeignWeights:
@@ -100,16 +130,19 @@ def _read_pytorch(path: Path) -> ForeignWeights:
         name = str(key).removeprefix("module.")
         if not isinstance(value, Tensor):
             kind = value.name if isinstance(value, Inert) else type(value).__name__
-            raise ValueError(f"{path}: {name!r} among its weights is a {kind}, not a tensor")
+            raise ValueError(f"{path}: {printable(name)!r} among its weights is a {printable(kind)}, not a tensor")
         if name in tensors:
-            raise ValueError(f"{path}: holds {name!r} both with and without the prefix 'module.'")
+            raise ValueError(f"{path}: holds {printable(name)!r} both with and without the prefix 'module.'")
         tensors[name] = value
-    return ForeignWeights(path, naming_of(tensors, path), tensors, notes=tuple(notes))
+    claimed, size = sum(t.numel() * t.element_size() for t in tensors.values()), path.stat().st_size
+    if claimed > 2 * size:  # a few tensors share their bytes, as IDEA's box heads do
+        raise ValueError(f"{path}: {claimed} bytes of tensors in a file of {size}: damaged or made to fill the memory")
+    return ForeignWeights(path, naming_of(tensors, path), tensors, (path,), notes=tuple(notes))
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
     if isinstance(content, Inert):
-        raise ValueError(f"{path}: a whole pickled {content.name}, not a dict of tensors")
+        raise ValueError(f"{path}: a whole pickled {printable(content.name)}, not a dict of tensors")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a pickled {type(content).__name__}, not a dict of tensors")
     for container in CONTAINERS:
@@ -120,13 +153,18 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
 
 
 def naming_of(names: Collection[str], path: Path) -> str:
-    """ "mmdet" or "huggingface", for names of MM-Grounding-DINO. ValueError tells what else the names look like."""
+    """A key of NAMINGS, for names of Grounding DINO. ValueError tells what else the names look like."""
 
     def occur(pattern: str) -> bool:
         return any(re.match(pattern, name) for name in names)
 
-    for naming, needed in (MMDET, TRANSFORMERS):
-        if all(map(occur, needed)) and not occur(r"bbox_head\.cls_branches\.0\.log_scale"):
+    if any(LOG_SCALE.fullmatch(name) for name in names):
+        raise ValueError(
+            f"{path}: the GroundingDINO of mmdet's configs/grounding_dino with a learnable scale in each head, which "
+            "this model does not have"
+        )
+    for naming, needed in NAMINGS.items():
+        if all(map(occur, needed)):
             return naming
     for family, present, absent in FAMILIES:
         if all(map(occur, present)) and not any(map(occur, absent)):

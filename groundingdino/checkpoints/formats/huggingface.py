@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats import mmdet
-from groundingdino.checkpoints.formats.key_table import KeyTable, pack, thirds
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, plain_levels, split_levels, thirds
+from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
 from groundingdino.checkpoints.messages import some
 from groundingdino.config import ModelConfig
 
@@ -31,9 +32,9 @@ ENHANCER, OUR_ENHANCER = "model.encoder.layers.{i}", "feature_enhancer.layers.{i
 FUSION, OUR_FUSION = f"{ENHANCER}.fusion_layer", f"{OUR_ENHANCER}.fusion"
 DECODER, OUR_DECODER = "model.decoder.layers.{i}", "decoder.layers.{i}"
 NUM_STAGES = 4
+LEVELS = "model.input_proj_vision"  # numbered through: first the backbone's maps, then the further levels
 QKV = ("query", "key", "value")  # stored here as one matrix, in this order
 PACKED = re.compile(r".*\.(qkv\.(weight|bias)|in_proj_(weight|bias))")
-LABEL_EMBEDDING = "denoising.label_embedding.weight"
 
 
 def _image_rows() -> dict[str, str]:
@@ -127,6 +128,7 @@ TABLE = KeyTable(
     | _decoder_rows()
 )
 DROPPED = {
+    mmdet.LLMDET: mmdet.LLMDET_REASON,
     re.compile(r".*\.relative_position_index"): mmdet.INDEX_REASON,
     re.compile(
         re.escape(SWIN) + r"\.swin\.layernorm\.(weight|bias)"
@@ -153,7 +155,9 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if dropped_because(name):
             continue
-        ours = TABLE.ours(_numbered_from(re.sub(rf"^{re.escape(ALIAS)}(?=(bbox|class)_embed\.)", "", name), num_maps))
+        ours = TABLE.ours(
+            split_levels(re.sub(rf"^{re.escape(ALIAS)}(?=(bbox|class)_embed\.)", "", name), LEVELS, num_maps)
+        )
         if ours is None:
             unknown.append(name)
         elif ours in parts and not torch.equal(parts[ours], tensor):
@@ -163,14 +167,6 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unknown:
         raise ValueError(f"{len(unknown)} tensors that MM-Grounding-DINO does not have: {some(unknown)}")
     return pack(parts)
-
-
-def _numbered_from(name: str, num_maps: int) -> str:
-    """`input_proj_vision.3...` of three backbone maps is the first extra level."""
-    found = re.match(r"(model\.input_proj_vision)\.(\d+)\.(.*)", name)
-    if found is None or int(found[2]) < num_maps:
-        return name
-    return f"{found[1]}.extra.{int(found[2]) - num_maps}.{found[3]}"
 
 
 def to_huggingface(native: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -186,9 +182,7 @@ def to_huggingface(native: Mapping[str, Tensor], config: ModelConfig) -> dict[st
             theirs = TABLE.theirs(ours)
             if theirs is None:
                 raise ValueError(f"transformers has no place for {name!r}")
-            found = re.match(r"(model\.input_proj_vision)\.extra\.(\d+)\.(.*)", theirs)
-            theirs = f"{found[1]}.{num_maps + int(found[2])}.{found[3]}" if found else theirs
-            state[theirs] = part.reshape(()) if "contrastive_head" in ours else part
+            state[plain_levels(theirs, LEVELS, num_maps)] = part.reshape(()) if "contrastive_head" in ours else part
     for name, index in mmdet.mmdet_buffers(config).items():
         stage, block = re.findall(r"\d+", name)
         state[f"{SWIN}.encoder.layers.{stage}.blocks.{block}.attention.self.relative_position_index"] = index
@@ -256,10 +250,21 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def settings(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """The JSON files of a folder for transformers, by name: the model's config and those of its processor."""
+def settings(config: ModelConfig, original: bool = False) -> dict[str, dict[str, Any]]:
+    """The JSON files of a folder for transformers, by name: the model's config and those of its processor.
+
+    `original` names the class of the original Grounding DINO.
+    """
+    model = config_json(config)
+    if original:
+        model |= {
+            "architectures": ["GroundingDinoForObjectDetection"],
+            "model_type": "grounding-dino",
+            "decoder_bbox_embed_share": True,
+        }
+        del model["decoder_cls_embed_share"]
     return {
-        "config.json": config_json(config),
+        "config.json": model,
         "preprocessor_config.json": {
             "image_processor_type": "GroundingDinoImageProcessor",
             "processor_class": "GroundingDinoProcessor",

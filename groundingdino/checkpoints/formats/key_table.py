@@ -43,6 +43,20 @@ def _rename(rows: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
     return hits[0] if hits else None
 
 
+def split_levels(name: str, prefix: str, maps: int) -> str:
+    """`prefix.3.rest` as `prefix.extra.0.rest` where the backbone has three `maps`; other names as they are."""
+    found = re.match(rf"({re.escape(prefix)})\.(\d+)\.(.*)", name)
+    if found is None or int(found[2]) < maps:
+        return name
+    return f"{found[1]}.extra.{int(found[2]) - maps}.{found[3]}"
+
+
+def plain_levels(name: str, prefix: str, maps: int) -> str:
+    """The inverse of `split_levels`."""
+    found = re.match(rf"({re.escape(prefix)})\.extra\.(\d+)\.(.*)", name)
+    return f"{found[1]}.{maps + int(found[2])}.{found[3]}" if found else name
+
+
 def whole_name(part: str) -> str:
     """`name` of its third `name[i]`; other names as they are."""
     return part[:-3] if part.endswith(("[0]", "[1]", "[2]")) else part

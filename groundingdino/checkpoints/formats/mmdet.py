@@ -125,7 +125,11 @@ TABLE = KeyTable(_rows())
 # Buffers of theirs that we compute instead of storing.
 POSITION_IDS = f"{BERT}.embeddings.position_ids"
 INDEX_REASON = "relative_position_index: follows from the window size"
+# LLMDet trains with a language model beside the detector, which predicting does without.
+LLMDET = re.compile(r"(lmm|connector|region_connector)\..*|image_seperate|img_sep")
+LLMDET_REASON = "LLMDet's language model and what connects it: used in its training only"
 DROPPED = {
+    LLMDET: LLMDET_REASON,
     re.compile(r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\.relative_position_index"): INDEX_REASON,
     re.compile(re.escape(POSITION_IDS)): "position_ids: counts 0, 1, 2, ..., written by older transformers only",
 }
