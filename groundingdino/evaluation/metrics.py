@@ -20,7 +20,7 @@ AP_DETECTIONS = 100  # boxes of an expression that count for the average precisi
 
 def iou_with(boxes: Floats, target: Sequence[float]) -> Floats:
     """IoU (K,) of boxes (K, 4) with one box, in float32 as in mmdet `evaluation/functional/bbox_overlaps.py`."""
-    found = torch.as_tensor(np.asarray(boxes, dtype=np.float32)).reshape(-1, 4)
+    found = torch.from_numpy(np.array(boxes, dtype=np.float32)).reshape(-1, 4)  # a copy: torch wants it writable
     return np.asarray(box_ops.iou(found, torch.tensor([float(side) for side in target])))
 
 

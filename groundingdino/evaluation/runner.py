@@ -132,7 +132,7 @@ def evaluate(
         try:
             answered = store.answered()
             waiting = [question for question in questions if not answered.issuperset(question.ids)]
-            if progress is not None and distributed.is_main():
+            if progress is not None and answered and distributed.is_main():
                 progress(sum(len(q.prompts) for q in questions) - sum(len(q.prompts) for q in waiting))
             own = shard(waiting, distributed.rank(), distributed.world_size())
             for question, ranked in _answers(engine, own, options, boxes_per_caption):

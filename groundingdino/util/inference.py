@@ -23,14 +23,16 @@ from torch import Tensor
 
 from groundingdino.boxes import cxcywh_to_xyxy
 from groundingdino.checkpoints.model_file import load_detector
+from groundingdino.inference.engine import Engine
 from groundingdino.inference.predictor import Predictor
+from groundingdino.inference.prompts import Referring, resolve
 from groundingdino.inference.results import to_supervision
 from groundingdino.inference.visualize import draw_detections
-from groundingdino.inputs.images import normalize, open_image, resize_for_inference
-from groundingdino.inputs.text import MAX_TOKENS, SEPARATORS, EncodedCaption, collate_text, default_tokenizer
+from groundingdino.inputs.images import ImageGeometry, normalize, open_image, resize_for_inference
+from groundingdino.inputs.text import SEPARATORS, EncodedCaption, default_tokenizer
 from groundingdino.model import GroundingDINO
 from groundingdino.runtime import devices
-from groundingdino.structures import Detections, ImageBatch, to_device
+from groundingdino.structures import Detections, ImageBatch
 
 if TYPE_CHECKING:
     import supervision
@@ -84,20 +86,20 @@ def predict(
         ValueError: a caption of more than 256 tokens, which IDEA's code cuts off.
     """
     caption = preprocess_caption(caption)
-    encoded = default_tokenizer().encode(caption)
-    if len(encoded.token_ids) > MAX_TOKENS:
-        raise ValueError(f"the caption is {len(encoded.token_ids)} tokens long, the model reads {MAX_TOKENS}")
+    prompt = resolve(Referring(caption), default_tokenizer(), model.config.max_tokens)
     if device is not None:
         model = model.to(devices.pick_device(str(device)))
-    place = next(model.parameters()).device
+    engine = Engine(model)
     height, width = image.shape[1:]
     valid = torch.ones(1, height, width, dtype=torch.bool)
-    images = to_device(ImageBatch(image[None], valid, ((height, width),)), place)
-    with torch.no_grad():
-        answer = model(images, to_device(collate_text([encoded]), place)).layers[-1]
-    scores = answer.logits[0].sigmoid().cpu()  # (Q, T)
+    geometry = ImageGeometry((height, width), (1.0, 1.0))
+    (encoded_image,) = engine.encode_batch(ImageBatch(image[None], valid, ((height, width),)), [geometry])
+    (encoded_prompt,) = engine.encode_prompts([prompt])
+    ((logits, boxes),) = engine.token_logits(encoded_image, encoded_prompt)
+    encoded = prompt.chunks[0].caption
+    scores = logits.sigmoid().cpu()  # (Q, T)
     chosen = scores.amax(dim=1) > box_threshold
-    scores, boxes = scores[chosen], answer.boxes[0].cpu()[chosen]
+    scores, boxes = scores[chosen], boxes.cpu()[chosen]
     phrases = [_phrase(row, encoded, caption, text_threshold, remove_combined) for row in scores]
     return boxes, scores.amax(dim=1), phrases
 

@@ -120,7 +120,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Expression], Path]:
-    """Seven sentences over three images of different shapes, mixed up."""
+    """Seven sentences about three images of different shapes, mixed up."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number, (width, height) in enumerate([(90, 60), (50, 70), (64, 64)]):
@@ -168,7 +168,7 @@ class TestEvaluator:
         assert_same_answers(grouped.figures.answers, tuple(one_by_one))
         assert grouped.figures.precision == precision(expressions, one_by_one)
 
-    def test_the_image_half_runs_once_a_image(
+    def test_the_image_half_runs_once_per_image(
         self, scenes: tuple[list[Expression], Path], monkeypatch: pytest.MonkeyPatch
     ):
         expressions, folder = scenes
@@ -200,7 +200,7 @@ class TestEvaluator:
         chosen = torch.zeros(1, len(encoded.token_ids), dtype=torch.bool)
         chosen[0, tokens] = True
         expected = category_scores(last.logits[0], chosen)[:, 0].sort(descending=True).values
-        torch.testing.assert_close(torch.from_numpy(found.figures.answers[0].scores), expected[:100], atol=ATOL, rtol=0)
+        torch.testing.assert_close(torch.tensor(found.figures.answers[0].scores), expected[:100], atol=ATOL, rtol=0)
 
     def test_the_report_is_plain_data_that_names_the_protocol(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes
