@@ -60,7 +60,7 @@ def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) 
     return Windows(
         token=window_partition(rolled[None, :, :, None], size).flatten(1),
         place=place.flatten(),
-        mask=shift_mask(*tokens.shape, window, shift, device).to(like.dtype) if shift else None,
+        mask=shift_mask(tokens.shape[0], tokens.shape[1], window, shift, device).to(like.dtype) if shift else None,
     )
 
 
@@ -133,6 +133,7 @@ class SwinStage(nn.Module):
         super().__init__()
         channels, depth = config.embed_dim * 2**number, config.depths[number]
         self.window = config.window_size
+        self.shifts = (0, self.window // 2)[:depth]  # the blocks' in turn
         self.blocks = nn.ModuleList(
             SwinBlock(
                 channels, config.num_heads[number], self.window, shifted=i % 2 == 1, recomputes_attention=number < 2
@@ -143,9 +144,8 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor, drop_paths: Sequence[tuple[DropPath, DropPath]], recompute: bool) -> Tensor:
         """Returns x's shape, before merging. x (B, H, W, C), `drop_paths` one per block."""
-        windows = {
-            shift: map_windows(*x.shape[1:3], self.window, shift, x) for shift in {block.shift for block in self.blocks}
-        }
+        height, width = x.shape[1:3]
+        windows = {shift: map_windows(height, width, self.window, shift, x) for shift in self.shifts}
         for block, drop_path in zip(self.blocks, drop_paths, strict=True):
             x = block(x, windows[block.shift], drop_path, recompute)
         return x
@@ -158,6 +158,7 @@ class SwinBackbone(nn.Module):
         super().__init__()
         self.recompute = False
         self.drop_path_rate = config.drop_path_rate
+        self.depths = config.depths
         self.out_stages = config.out_stages
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=4, embed_dim=config.embed_dim, norm_layer=nn.LayerNorm,
@@ -174,7 +175,7 @@ class SwinBackbone(nn.Module):
 
     def drop_path_probabilities(self) -> list[float]:
         """Of each branch, two per block, to be taken: falls linearly from block to block; 1 outside training."""
-        blocks = sum(len(stage.blocks) for stage in self.stages)
+        blocks = sum(self.depths)
         if not self.training or self.drop_path_rate == 0:
             return [1.0] * (2 * blocks)
         return (1 - torch.linspace(0, self.drop_path_rate, blocks).repeat_interleave(2)).tolist()
@@ -185,8 +186,11 @@ class SwinBackbone(nn.Module):
         branches = iter(sample_drop_path(self.drop_path_probabilities(), len(x), x.device))
         maps = []
         for i, stage in enumerate(self.stages):
+            assert isinstance(stage, SwinStage)
+
             # Attention in windows
-            x = stage(x, [(next(branches), next(branches)) for _ in stage.blocks], self.recompute and self.training)
+            drop_paths = [(next(branches), next(branches)) for _ in range(self.depths[i])]
+            x = stage(x, drop_paths, self.recompute and self.training)
 
             # A map for the neck
             if i in self.out_stages:

@@ -13,6 +13,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, width, kernel_size, stride, padding=kernel_size // 2)
         self.norm = nn.GroupNorm(32 if width % 32 == 0 else 16, width)
         nn.init.xavier_uniform_(self.conv.weight)
+        assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:

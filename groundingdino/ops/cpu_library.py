@@ -50,7 +50,9 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 def best_instruction_set() -> int:
     """The fastest kernels for this processor: 0 portable vectors, 1 AVX2 with FMA, 2 AVX-512. Needs `library()`."""
-    return library().best_isa()
+    loaded = library()
+    assert loaded is not None
+    return loaded.best_isa()
 
 
 def has_cpu_kernel(operator: Operator, tensor: Tensor) -> bool:
@@ -77,6 +79,7 @@ def call(kernel: str, sizes: Sequence[int], instruction_set: int | None, tensors
 
     `instruction_set` is at most `best_instruction_set()`, which it is if None.
     """
+    assert tensors[0] is not None
     function = getattr(library(), f"{kernel}_{_SUFFIXES[tensors[0].dtype]}")
     instruction_set = best_instruction_set() if instruction_set is None else instruction_set
     pointers = (ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors)

@@ -3,7 +3,7 @@
 Axes: R rows, D width, H hidden width.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ def feed_forward_reference(x: Tensor, fc1: nn.Module, fc2: nn.Module, activation
     return fc2(activate(fc1(x), activation))
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> TypeGuard[Linear]:
     """Whether to call the layer is to multiply by its weight and to add its bias, and nobody would notice the call.
 
     Not so for an adapter, a quantised or a parametrized layer (each is of another type), or with a hook on it.

@@ -111,7 +111,9 @@ class _Product(torch.autograd.Function):
     """`product` with gradients; keeps the result of a ReLU instead of what went into it."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
         out = product(x, weight, bias, activation)
         ctx.inputs, ctx.activation = inputs, activation
         if activation == "relu":

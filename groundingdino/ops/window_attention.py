@@ -54,7 +54,7 @@ def window_attention_reference(qkv: Tensor, padding: Tensor, bias: Tensor, windo
         bias = bias + windows.mask[:, None]  # (W, M, N, N)
     if not bias.requires_grad:
         added = bias[None] if bias.dim() == 3 else bias.expand(len(qkv), *bias.shape).flatten(0, 1)
-        out = F.scaled_dot_product_attention(*parts.unbind(), attn_mask=added)  # (B * W, M, N, C)
+        out = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=added)  # (B * W, M, N, C)
     else:
         # No fused kernel has a gradient for the bias; two batched products then cost less than torch's own fallback.
         q, k, v = parts.contiguous().flatten(1, 2).unbind()  # (B * W * M, N, C)

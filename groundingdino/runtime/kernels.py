@@ -39,17 +39,18 @@ def kernel_mode(operator: Operator) -> Mode:
 def _parse(value: str) -> dict[Operator, Mode]:
     everywhere: Mode = "auto"
     single: dict[str, Mode] = {}
+    modes: dict[str, Mode] = {mode: mode for mode in get_args(Mode)}
     for item in value.split(","):
-        operator, _, mode = item.strip().rpartition("=")
-        if mode not in get_args(Mode) or operator not in ("", *get_args(Operator)):
+        operator, _, word = item.strip().rpartition("=")
+        if word not in modes or operator not in ("", *get_args(Operator)):
             raise ValueError(
                 f"{VARIABLE}={value!r}: set it to {', '.join(get_args(Mode))}, or to one for an operator, such as "
                 f"off,linear=auto; operators are {', '.join(get_args(Operator))}"
             )
         if operator:
-            single[operator] = mode
+            single[operator] = modes[word]
         else:
-            everywhere = mode
+            everywhere = modes[word]
     return {operator: single.get(operator, everywhere) for operator in get_args(Operator)}
 
 

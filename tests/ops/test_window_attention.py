@@ -35,7 +35,7 @@ def arguments(case: tuple, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     def randn(*size: int) -> Tensor:
         return torch.randn(size, dtype=torch.float64, generator=generator).to(dtype)
 
-    windows = map_windows(height, width, window, shift, CPU, dtype)
+    windows = map_windows(height, width, window, shift, torch.empty(0, dtype=dtype))
     qkv = randn(batch, height * width, 3, heads, channels)
     return qkv, randn(3, heads, channels), randn(heads, window**2, window**2), windows
 

@@ -42,7 +42,7 @@ def backward(
     if grad_output.numel() == 0:
         return torch.zeros_like(value), torch.zeros_like(locations), torch.zeros_like(weights)
     inputs = [tensor.contiguous() for tensor in (grad_output, value, locations, weights)]
-    grads = tuple(torch.empty_like(tensor) for tensor in inputs[1:])
+    grads = torch.empty_like(inputs[1]), torch.empty_like(inputs[2]), torch.empty_like(inputs[3])
     sizes = _sizes(value, shapes, locations)
     workspace = value.new_empty(workspace_size("msda_backward", sizes))
     call("msda_backward", sizes, instruction_set, (*inputs, workspace, *grads))

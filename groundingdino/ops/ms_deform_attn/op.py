@@ -116,7 +116,7 @@ def _fake(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tens
 def _fake_backward(
     grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
+    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:

@@ -51,12 +51,11 @@ def ms_deform_attn_backward_reference(
     grad_features, grad_locations, grad_weights = zip(*by_level, strict=True)
     grad_value = torch.cat(grad_features, dim=2).view(batch, heads, channels, tokens).permute(0, 3, 1, 2)
     points = locations.shape[4]
-    grad_locations = torch.stack(grad_locations, dim=2).view(batch, heads, queries, len(shapes), points, 2)
-    grad_weights = torch.stack(grad_weights, dim=2).view(batch, heads, queries, len(shapes), points)
+    by_query = (batch, heads, queries, len(shapes), points)
     return (
         grad_value.contiguous(),
-        grad_locations.transpose(1, 2).contiguous(),
-        grad_weights.transpose(1, 2).contiguous(),
+        torch.stack(grad_locations, dim=2).view(*by_query, 2).transpose(1, 2).contiguous(),
+        torch.stack(grad_weights, dim=2).view(by_query).transpose(1, 2).contiguous(),
     )
 
 
