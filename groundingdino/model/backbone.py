@@ -95,9 +95,8 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """Pre-norm window attention and MLP."""
 
-    def __init__(self, channels: int, num_heads: int, window: int, shifted: bool, recomputes_attention: bool) -> None:
+    def __init__(self, channels: int, num_heads: int, window: int, recomputes_attention: bool) -> None:
         super().__init__()
-        self.shift = window // 2 if shifted else 0
         self.recomputes_attention = recomputes_attention
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, num_heads, window)
@@ -133,12 +132,10 @@ class SwinStage(nn.Module):
         super().__init__()
         channels, depth = config.embed_dim * 2**number, config.depths[number]
         self.window = config.window_size
-        self.shifts = (0, self.window // 2)[:depth]  # the blocks' in turn
+        self.shifts = (0, self.window // 2)[:depth]  # the blocks take turns
         self.blocks = nn.ModuleList(
-            SwinBlock(
-                channels, config.num_heads[number], self.window, shifted=i % 2 == 1, recomputes_attention=number < 2
-            )
-            for i in range(depth)
+            SwinBlock(channels, config.num_heads[number], self.window, recomputes_attention=number < 2)
+            for _ in range(depth)
         )
         self.downsample = PatchMerging(channels) if number + 1 < len(config.depths) else None
 
@@ -146,8 +143,8 @@ class SwinStage(nn.Module):
         """Returns x's shape, before merging. x (B, H, W, C), `drop_paths` one per block."""
         height, width = x.shape[1:3]
         windows = {shift: map_windows(height, width, self.window, shift, x) for shift in self.shifts}
-        for block, drop_path in zip(self.blocks, drop_paths, strict=True):
-            x = block(x, windows[block.shift], drop_path, recompute)
+        for i, (block, drop_path) in enumerate(zip(self.blocks, drop_paths, strict=True)):
+            x = block(x, windows[self.shifts[i % 2]], drop_path, recompute)
         return x
 
 
