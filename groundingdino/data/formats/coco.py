@@ -255,7 +255,7 @@ def _encode_object(thing: AnnotatedObject, original: bool) -> Json:
     bbox = [x1, y1, x2 - x1, y2 - y1]
     if original and thing.extra is not None:
         kept = msgspec.json.decode(thing.extra)
-        x, y, w, h = kept["bbox"]
+        x, y, w, h = files.decode(thing.extra, Annotation).bbox
         return kept if (x, y, x + w, y + h) == thing.box else {**kept, "bbox": bbox, "area": bbox[2] * bbox[3]}
     annotation: Json = {"bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": int(CROWD in thing.flags)}
     if DIFFICULT in thing.flags:

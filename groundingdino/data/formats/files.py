@@ -3,9 +3,7 @@
 import csv
 import gzip
 import io
-import os
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from functools import cache, cached_property
@@ -17,6 +15,7 @@ import msgspec
 from PIL import Image
 
 from groundingdino.inputs.images import SUFFIXES
+from groundingdino.runtime.files import open_file
 
 T = TypeVar("T")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -35,12 +34,8 @@ def read_bytes(path: Path) -> bytes:
         ValueError: naming the file, if it is missing, no regular file, or unpacks to far more than its size.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{path}: not a file" if not stat.S_ISDIR(mode) else f"{path}: a folder, expected a file")
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such annotation file") from error
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if content.startswith(GZIP_MAGIC):

@@ -32,6 +32,7 @@ from groundingdino.data.formats.record import (
 from groundingdino.inputs.text import Spans
 
 Number = int | float
+MOST_LABEL = 2**31 - 1  # of a category
 Json = dict[str, Any]
 
 
@@ -156,7 +157,11 @@ def load_label_map(path: Path) -> dict[int, str]:
     """A JSON object {"0": "person", ...}. ValueError, naming the file, if it is missing or something else."""
     try:
         content = files.read_json(path, dict[str, str])
-        return {int(number): name.strip() for number, name in content.items()}
+        names = {int(number): name.strip() for number, name in content.items()}
+        wrong = next((number for number in names if not 0 <= number <= MOST_LABEL), None)
+        if wrong is not None:
+            raise ValueError(f"number {str(wrong)[:30]} is not from 0 to {MOST_LABEL}")
+        return names
     except ValueError as error:
         text = str(error).removeprefix(f"{path}: ")
         if "no such" in text or "cannot be read" in text:

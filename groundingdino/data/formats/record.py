@@ -18,6 +18,8 @@ from groundingdino.inputs.text import Spans
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
+MOST_PATH, MOST_NAME = 4095, 255  # bytes of a path, and of a name in it, that file systems take
+
 MIN_SIDE = 1.0  # pixels; mmdet leaves thinner boxes out
 ROUNDING = 1e-6  # pixels; what x + width - x may lose
 LARGEST = 1e7  # pixels; nothing larger is a picture's side or a box's coordinate
@@ -204,15 +206,15 @@ def file_name_problem(name: str) -> str | None:
     """Why a file name may not be used, or None."""
     if not name:
         return "file name is empty"
-    if "\0" in name or len(name) > 4096:
-        return f"file name {name[:40]!r} is none"
+    if "\0" in name or len(name) > MOST_PATH or any(len(part.encode()) > MOST_NAME for part in name.split("/")):
+        return f"file name {name[:40]!r}{'...' if len(name) > 40 else ''} cannot be the name of a file"
     if name[0] not in "/\\" and name[1:2] != ":" and ".." not in name:
         return None
     pure = PureWindowsPath(name) if "\\" in name or name[1:2] == ":" else PurePosixPath(name)
     if pure.is_absolute() or pure.drive or pure.root:
-        return f"file name {name!r} is absolute; a name is below the image folder"
+        return f"file name {name[:80]!r} is absolute; a name is below the image folder"
     if ".." in pure.parts:
-        return f'file name {name!r} leaves the image folder by ".."'
+        return f'file name {name[:80]!r} leaves the image folder by ".."'
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from groundingdino.data.formats import files
 from groundingdino.data.formats.record import (
+    MOST_NAME,
     AnnotatedImage,
     AnnotatedObject,
     Box,
@@ -91,13 +92,11 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _names(root: Path, config: Mapping[str, Any]) -> dict[int, str]:
     given = config.get("names")
-    if isinstance(given, list):
-        return {number: str(name) for number, name in enumerate(given)}
-    if isinstance(given, dict):
-        try:
-            return {int(number): str(name) for number, name in given.items()}
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{root}: names of data.yaml are not numbered ({error})") from error
+    if isinstance(given, list | dict):
+        numbered = dict(enumerate(given)) if isinstance(given, list) else given
+        if not all(type(number) is int and isinstance(name, str | int | float) for number, name in numbered.items()):
+            raise ValueError(f"{root}: names of data.yaml are neither a list of names nor numbered ones")
+        return {number: str(name) for number, name in numbered.items()}
     files_of_names = [Path(given).name] if isinstance(given, str) else []
     for name in (*files_of_names, *NAME_FILES):
         if (root / name).is_file():
@@ -115,11 +114,13 @@ def _split_folder(root: Path, keys: tuple[str, ...]) -> Path | None:
 def _pairs(root: Path, config: Mapping[str, Any], split: str | None, folder: files.ImageFolder) -> list[_Pair]:
     wanted = SPLITS if split is None else {split: SPLITS[split]}
     listed = [config[key] for keys in wanted.values() for key in keys if config.get(key)]
-    base = root / str(config.get("path") or ".")
+    places = [place for entry in listed for place in (entry if isinstance(entry, list) else [entry])]
+    base = root / (config.get("path") or ".") if isinstance(config.get("path", "."), str) else root
     found: list[_Pair] = []
-    for entry in listed:
-        for place in entry if isinstance(entry, list) else [entry]:
-            found += _of_place(str(place), base if base.is_dir() else root, root, folder)
+    for place in places:
+        if not isinstance(place, str) or "\0" in place or len(place) > MOST_NAME:
+            raise ValueError(f"{root}: train, val and test of data.yaml name folders or lists of images")
+        found += _of_place(place, base if base.is_dir() else root, root, folder)
     if listed:
         return found
     places = [place for keys in wanted.values() if (place := _split_folder(root, keys)) is not None]
