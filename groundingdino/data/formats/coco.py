@@ -230,7 +230,7 @@ def encode(reading: Reading, entries: Iterable[AnnotatedImage]) -> Json:
     original = reading.format in ("coco", "lvis")
     offset = int(not original and 0 in reading.categories)  # COCO counts categories from 1
     for place, entry in enumerate(entries, start=1):
-        kept = msgspec.json.decode(entry.extra) if original and entry.extra is not None else {}
+        kept = _as_in_file(entry.extra) if original else {}
         image_id = entry.image_id if original else place
         images.append(
             {**kept, "id": image_id, "file_name": entry.file_name, "width": entry.width, "height": entry.height}
@@ -253,10 +253,11 @@ def encode(reading: Reading, entries: Iterable[AnnotatedImage]) -> Json:
 def _encode_object(thing: AnnotatedObject, original: bool) -> Json:
     x1, y1, x2, y2 = thing.box
     bbox = [x1, y1, x2 - x1, y2 - y1]
-    if original and thing.extra is not None:
-        kept = msgspec.json.decode(thing.extra)
-        x, y, w, h = files.decode(thing.extra, Annotation).bbox
-        return kept if (x, y, x + w, y + h) == thing.box else {**kept, "bbox": bbox, "area": bbox[2] * bbox[3]}
+    kept = _as_in_file(thing.extra) if original else {}
+    if kept:
+        x, y, w, h = as_read = files.decode(thing.extra, Annotation).bbox
+        unchanged = (x, y, x + w, y + h) == thing.box
+        return {**kept, "bbox": as_read} if unchanged else {**kept, "bbox": bbox, "area": bbox[2] * bbox[3]}
     annotation: Json = {"bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": int(CROWD in thing.flags)}
     if DIFFICULT in thing.flags:
         annotation["ignore"] = 1
@@ -264,6 +265,15 @@ def _encode_object(thing: AnnotatedObject, original: bool) -> Json:
     return {**annotation, "attributes": attributes} if attributes else annotation
 
 
+def _as_in_file(raw: msgspec.Raw | None) -> Json:
+    """An entry's fields; none where one that we do not read is damaged."""
+    try:
+        return files.decode(raw, dict[str, Any]) if raw is not None else {}
+    except ValueError:
+        return {}
+
+
 def _other_parts(path: Path) -> Json:
-    document: Json = msgspec.json.decode(files.read_bytes(path))
+    """What a document holds beside images and annotations, not decoded."""
+    document = files.read_json(path, dict[str, msgspec.Raw])
     return {name: part for name, part in document.items() if name not in ("images", "annotations")}

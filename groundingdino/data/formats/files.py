@@ -117,7 +117,11 @@ def read_json(path: Path, form: type[T]) -> T:
     """A JSON file of a declared form. ValueError, naming the file, otherwise."""
     content = read_bytes(path)
     try:
+        if not content.isascii():
+            content.decode()  # also what is not asked for here is text then
         return decode(content, form)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -263,6 +267,10 @@ class Sample:
             return msgspec.json.decode(self.content, type=_Parts)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
+
+    def parse(self) -> None:
+        """ValueError, saying what is wrong, if a JSON document cannot be read."""
+        decode(self.content, _Parts)
 
     @cached_property
     def first_image_keys(self) -> set[str]:

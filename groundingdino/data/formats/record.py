@@ -18,6 +18,7 @@ from groundingdino.inputs.text import Spans
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
+MOST_CHARACTERS = 100_000  # of a caption; models read some hundred words
 MOST_PATH, MOST_NAME = 4095, 255  # bytes of a path, and of a name in it, that file systems take
 
 MIN_SIDE = 1.0  # pixels; mmdet leaves thinner boxes out
@@ -179,6 +180,9 @@ def checked(entry: AnnotatedImage, allow_outside: bool = False) -> AnnotatedImag
     leaving = None if allow_outside else file_name_problem(entry.file_name)
     if leaving is not None:
         problems.append(Problem(Kind.FILE_NAME, entry.where, leaving, fatal=True))
+    if entry.caption is not None and len(entry.caption) > MOST_CHARACTERS:
+        text = f"the caption is {len(entry.caption):,} characters long, at most {MOST_CHARACTERS:,} are read"
+        problems.append(Problem(Kind.LONG_CAPTION, entry.where, text, fatal=True))
     width, height = entry.width, entry.height
     if not (0 <= width <= LARGEST and 0 <= height <= LARGEST):
         text = f"size {str(width)[:20]}x{str(height)[:20]} is not a picture's"

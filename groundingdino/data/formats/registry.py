@@ -59,7 +59,7 @@ def read(path: Path, options: ReadOptions | None = None) -> Reading:
         if inside:
             raise ValueError(f"{path}: several annotations ({', '.join(inside)}); give one of them, or a split")
     if found is None:
-        raise ValueError(f"{path}: no annotations in a known format ({', '.join(FORMATS)})")
+        raise _unknown(path)
     return FORMATS[found].read(path, options or ReadOptions())
 
 
@@ -81,8 +81,20 @@ def read_splits(path: Path, options: ReadOptions | None = None) -> dict[str, Rea
         return {"all": read(path, options)}
     inside = _files_of_splits(path) if path.is_dir() else {}
     if not inside:
-        raise ValueError(f"{path}: no annotations in a known format ({', '.join(FORMATS)})")
+        raise _unknown(path)
     return _with_shared_names({name: read(part, options) for name, part in inside.items()})
+
+
+def _unknown(path: Path) -> ValueError:
+    """What is wrong with a damaged JSON document; of anything else, that its format is not known."""
+    if path.is_file():
+        sample = Sample(path)
+        if sample.head.lstrip().startswith(b"{"):
+            try:
+                sample.parse()
+            except ValueError as error:
+                return ValueError(f"{path}: {error}")
+    return ValueError(f"{path}: no annotations in a known format ({', '.join(FORMATS)})")
 
 
 def _with_shared_names(splits: dict[str, Reading]) -> dict[str, Reading]:
