@@ -1,217 +1,246 @@
-"""Evaluate a checkpoint on referring expressions.
+"""Evaluate a checkpoint by a published protocol.
 
     groundingdino evaluate --split testA                    the best checkpoint of training on RefCOCO testA
-    groundingdino evaluate --checkpoint FILE --split val --save-pictures 20     with the 20 worst misses as pictures
+    groundingdino evaluate coco --checkpoint FILE --data-root DIR       COCO val2017; the published figures beside
+    groundingdino evaluate lvis --split val --checkpoint FILE --resume  go on where an evaluation was interrupted
+    groundingdino evaluate retention --before coco.json --after tuned/coco.json     two reports in one table
     torchrun --nproc_per_node=8 evaluate.py --split testB   the same figures, on 8 devices
 
-Prints Precision@1/5/10 and a class-agnostic COCO AP in percent, and writes them as JSON with the protocol named.
+PROTOCOL is refcoco (default), refcoco+, refcocog, refexp (the three in one file), grefcoco, coco, lvis, flickr30k,
+odinw, dod (D-cube) or retention. Prints the figures in percent and writes them as JSON with the protocol spelled out;
+the answers stay beside it, so that --score FILE computes the figures again without the model.
 Exit code 2: something that you can fix, in one line.
 """
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
 from groundingdino.cli import console
 
 if TYPE_CHECKING:
-    from groundingdino.data import Expression
-    from groundingdino.evaluation import Evaluation, ReferringFigures
+    from groundingdino.evaluation import Evaluation, EvaluationOptions
+    from groundingdino.evaluation.runner import EvaluationProtocol
     from groundingdino.runtime.distributed import World
+
+REFERRING = ("refcoco", "refcoco+", "refcocog", "refexp")
+Name = Literal[
+    "refcoco", "refcoco+", "refcocog", "refexp", "grefcoco", "coco", "lvis", "flickr30k", "odinw", "dod", "retention"
+]
+FINGERPRINT_BYTES = 1 << 20  # of a checkpoint's end
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What to evaluate, and how."""
 
-    split: str = "val"
-    """val, testA or testB; test for refcocog"""
+    protocol: tyro.conf.Positional[Name] = "refcoco"
+    """see above"""
+    split: str | None = None
+    """refcoco, refcoco+, grefcoco: val, testA, testB; refcocog: val, test; coco: val2017, val2017-48-17; lvis: minival,
+    val; flickr30k: val, test; odinw: 13, 35; dod: concat, parallel; default: the first"""
     checkpoint: Path = Path("runs/refcoco/best.safetensors")
     """a checkpoint of ours, from training or convert_checkpoint.py"""
-    data_root: Path = Path("refcoco")
-    """holds train2014/ and mdetr_annotations/finetune_{dataset}_{split}.json"""
-    dataset: Literal["refcoco", "refcoco+", "refcocog"] = "refcoco"
+    data_root: Path | None = None
+    """holds the images and annotations in the protocol's own layout; default: refcoco, coco, flickr30k, odinw or d3"""
+    dataset: Literal["refcoco", "refcoco+", "refcocog"] | None = None
+    """older name of PROTOCOL"""
     annotations: Path | None = None
-    """another annotation file in MDETR's format, such as final_refexp_val.json"""
-    images: str = "train2014"
-    """folder of the photographs below the data root"""
+    """another annotation file of the protocol's format, such as any COCO json"""
+    images: str | None = None
+    """another folder of images below the data root"""
+    names_per_caption: int | None = None
+    """lvis: names in one caption; default 40, as published; 0: as many as fit"""
     device: str = "auto"
     """auto, cpu, cuda, npu"""
     batch_size: int | None = None
-    """sentences of one photograph that run together; default: 1 on a CPU, else 4"""
+    """captions of one image that run together; default: 1 on a CPU, else 4"""
     scoring: Literal["max", "subject"] = "max"
-    """a box scores by its best token, as in mmdet, or by the words of the sentence's subject"""
+    """expressions: a box scores by its best token, as in mmdet, or by the words of the sentence's subject"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     scale: tuple[int, int] | None = None
     """most pixels of an image's short and long side; default: what the checkpoint was trained for, else 800 1333"""
     workers: int = 2
-    """processes per device that load photographs"""
+    """processes per device that load images"""
     output: Path | None = None
-    """folder of the JSON file and the pictures; default: evaluation/ beside the checkpoint"""
+    """folder of the report, the answers and the pictures; default: evaluation/ beside the checkpoint"""
+    resume: bool = False
+    """keep the answers of an evaluation that was interrupted"""
+    score: Path | None = None
+    """compute the figures from this file of answers, without the model"""
+    floor: bool = False
+    """expressions: also print what answering without a model scores"""
     save_pictures: int = 0
-    """draw this many misses, the worst first, ground truth beside prediction"""
+    """draw this many images with misses, the worst first, ground truth beside prediction"""
+    before: tuple[Path, ...] = ()
+    """retention: reports before the fine-tune"""
+    after: tuple[Path, ...] = ()
+    """retention: reports after it"""
 
     @property
-    def annotation_file(self) -> Path:
-        """Where the expressions are."""
-        return self.annotations or self.data_root / "mdetr_annotations" / f"finetune_{self.dataset}_{self.split}.json"
+    def name(self) -> str:
+        """Of the protocol."""
+        return self.dataset if self.dataset and self.protocol == "refcoco" else self.protocol
 
     @property
     def folder(self) -> Path:
         """Where results go."""
         return self.output or self.checkpoint.parent / "evaluation"
 
-    @property
-    def name(self) -> str:
-        """Of the results."""
-        return self.annotations.stem if self.annotations else f"{self.dataset}_{self.split}"
+
+@dataclass(frozen=True)
+class Session:
+    """What the evaluations of one command share."""
+
+    arguments: Arguments
+    world: "World"
+    model: Any  # a GroundingDINO; None with --score
+    options: "EvaluationOptions"
 
 
-def missing(arguments: Arguments) -> str | None:
+def missing_checkpoint(arguments: Arguments) -> str | None:
     """One line about what is not there and how to get it; None where all is."""
-    folder = arguments.data_root / arguments.images
-    if not arguments.checkpoint.is_file():
-        return (
-            f"no checkpoint at {arguments.checkpoint.absolute()}: train one (train.py), convert one "
-            "(convert_checkpoint.py IN.pth OUT.safetensors), or name it with --checkpoint"
-        )
-    lost = [str(path) for path in (folder, arguments.annotation_file) if not path.exists()]
-    if lost:
-        return (
-            f"data not found: {', '.join(lost)} (looked below {arguments.data_root.absolute()}); "
-            "images: COCO train2014 (http://images.cocodataset.org/zips/train2014.zip), "
-            "annotations: MDETR's mdetr_annotations.tar.gz (https://zenodo.org/records/4729015); "
-            "another place: --data-root DIR"
-        )
-    return None
+    if arguments.checkpoint.is_file() or arguments.score is not None:
+        return None
+    return (
+        f"no checkpoint at {arguments.checkpoint.absolute()}: train one (train.py), convert one "
+        "(convert_checkpoint.py IN.pth OUT.safetensors), or name it with --checkpoint"
+    )
 
 
-def evaluate(arguments: Arguments, world: "World", say: Any) -> None:
-    """Load, evaluate, print and write. ValueError or OSError in one line for what the user can mend."""
-    from tqdm import tqdm
-
+def open_session(arguments: Arguments, world: "World") -> Session:
+    """The model, and how it is run. ValueError for a checkpoint that is none."""
     from groundingdino.checkpoints.model_file import image_scale, load_detector
-    from groundingdino.data import load_expressions
-    from groundingdino.evaluation import EvaluationOptions, ReferringProtocol, evaluate_referring
+    from groundingdino.evaluation import EvaluationOptions
     from groundingdino.inputs.images import DEFAULT_SCALE
-    from groundingdino.runtime import distributed
 
+    if arguments.score is not None:
+        from groundingdino.evaluation.answer_file import read_answers
+
+        header, _ = read_answers(arguments.score)
+        scale, precision = header.get("scale", DEFAULT_SCALE), header.get("precision", arguments.precision)
+        return Session(arguments, world, None, EvaluationOptions(None, precision, (scale[0], scale[1]), 0))
     scale = arguments.scale or image_scale(arguments.checkpoint, DEFAULT_SCALE)
     options = EvaluationOptions(arguments.batch_size, arguments.precision, scale, arguments.workers)
-    expressions = load_expressions(arguments.annotation_file)
-    protocol = ReferringProtocol(expressions, arguments.data_root / arguments.images, arguments.scoring)
-    model = load_detector(arguments.checkpoint, world.device)
-    total = -(-len(expressions) // world.size)  # of this process, about
-    with tqdm(total=total, unit=" sentences", disable=not distributed.is_main() or None) as bar:
-        evaluation = evaluate_referring(
-            model,
+    return Session(arguments, world, load_detector(arguments.checkpoint, world.device), options)
+
+
+def answer(
+    session: Session, protocol: "EvaluationProtocol[Any]", name: str, identity: dict[str, Any]
+) -> "Evaluation[Any]":
+    """A protocol's figures from the model, or with --score from a file of answers."""
+    from tqdm import tqdm
+
+    from groundingdino.evaluation import Evaluation, evaluate, metrics
+    from groundingdino.evaluation.answer_file import AnswerStore, read_answers
+    from groundingdino.inference.engine import TOP_K_PER_CAPTION
+    from groundingdino.runtime import distributed
+
+    arguments, questions = session.arguments, protocol.questions()
+    prompts = sum(len(question.prompts) for question in questions)
+    if arguments.score is not None:
+        header, answers = read_answers(arguments.score)
+        if header.get("protocol") != identity["protocol"]:
+            raise ValueError(f"{arguments.score} answers {header.get('protocol')!r}, not {identity['protocol']!r}")
+        return Evaluation(protocol.score(answers), len(questions), prompts, 0.0, session.options)
+    identity |= {"checkpoint": fingerprint(arguments.checkpoint), "precision": session.options.precision}
+    identity["scale"] = list(session.options.scale)
+    store = AnswerStore(arguments.folder / f"{name}.answers", identity, arguments.resume)
+    total = -(-prompts // session.world.size)  # of this process, about
+    with tqdm(total=total, unit=" prompts", desc=name, disable=not distributed.is_main() or None) as bar:
+        return evaluate(
+            session.model,
             protocol,
-            options,
-            device=world.device,
+            session.options,
+            device=session.world.device,
+            boxes_per_caption=metrics.AP_DETECTIONS if arguments.name in REFERRING else TOP_K_PER_CAPTION,
             name=str(arguments.checkpoint),
             progress=lambda count: bar.update(count),
+            store=store,
         )
-    if distributed.is_main():
-        report(arguments, evaluation, expressions, world, say)
 
 
-def report(
-    arguments: Arguments,
-    evaluation: "Evaluation[ReferringFigures]",
-    expressions: "tuple[Expression, ...]",
-    world: "World",
-    say: Any,
-) -> None:
-    """Print the table, write the JSON file and the pictures."""
-    from groundingdino.evaluation import referring
-    from groundingdino.evaluation.misses import save_misses
-    from groundingdino.runtime.files import write_text
-
-    release = release_of(arguments.checkpoint)
-    content = {
-        "checkpoint": str(arguments.checkpoint),
-        "release": release,
-        "annotations": str(arguments.annotation_file),
-        "device": str(world.device),
-        "processes": world.size,
-        **referring.report(evaluation),
-        "published": {
-            name: published_row(arguments, evaluation.options.scale, release, name)
-            for name in evaluation.figures.precision
-        },
-    }
-    path = arguments.folder / f"{arguments.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1) + "\n")
-    for line in table(content, arguments.split):
-        say(line)
-    say(f"report: {path}")
-    if arguments.save_pictures > 0:
-        folder = arguments.folder / f"{arguments.name}_misses"
-        images = arguments.data_root / arguments.images
-        saved = save_misses(expressions, evaluation.figures.answers, images, folder, arguments.save_pictures)
-        say(f"pictures: {len(saved)} of the misses in {folder}, the worst first")
+def fingerprint(checkpoint: Path) -> str:
+    """Tells two checkpoints apart: size, and checksum of the last of the weights."""
+    with checkpoint.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        return f"{size} bytes, crc32 {zlib.crc32(file.read()):08x}"
 
 
 def release_of(checkpoint: Path) -> str | None:
     """The released checkpoint that a file was converted from, if it is one."""
     from groundingdino.checkpoints.model_file import SOURCE_KEY, read_metadata
 
+    if not checkpoint.is_file():
+        return None
     release = json.loads(read_metadata(checkpoint).get(SOURCE_KEY, "{}")).get("release")
     return release if isinstance(release, str) else None
 
 
-def published_row(
-    arguments: Arguments, scale: tuple[int, int], release: str | None, data_set: str
-) -> list[float] | None:
-    """Published Precision@1/5/10 in percent where they were measured as we did: same split, scoring and image size."""
-    from groundingdino.checkpoints.zoo import published
-    from groundingdino.inputs.images import DEFAULT_SCALE
-
-    same = arguments.scoring == "max" and scale == DEFAULT_SCALE
-    row = published(release, f"{data_set} {arguments.split}") if same and arguments.annotations is None else None
-    return list(row) if row else None
+def heading(session: Session, evaluation: "Evaluation[Any]", unit: str) -> Iterator[str]:
+    """What was evaluated and how fast."""
+    release = release_of(session.arguments.checkpoint)
+    name = f"{session.arguments.checkpoint}{f' = {release}' if release else ''}"
+    source = name if session.model is not None else str(session.arguments.score)
+    rate = f", {evaluation.prompts / evaluation.seconds:.2f} a second" if evaluation.seconds else ""
+    yield f"{source}: {evaluation.prompts} {unit} about {evaluation.images} images{rate}"
 
 
-def table(content: dict[str, Any], split: str) -> list[str]:
-    """The figures in percent, a line a data set, the published ones below."""
-    rate = content["prompts"] / max(content["seconds"], 1e-9)
-    lines = [
-        f"{content['checkpoint']}{' = ' + content['release'] if content['release'] else ''}: "
-        f"{content['prompts']} expressions about {content['images']} images, {rate:.2f} a second",
-        f"scoring {content['protocol']['scoring']}",
-        f"{'':28}{'P@1':>8}{'P@5':>8}{'P@10':>8}{'AP':>8}",
-    ]
-    for name, row in content["precision"].items():
-        figures = [100 * row[k] for k in ("1", "5", "10")]
-        average = f"{100 * content['average_precision']:8.2f}" if len(content["precision"]) == 1 else f"{'':8}"
-        lines.append(f"{f'{name} {split}, measured':28}" + "".join(f"{x:8.2f}" for x in figures) + average)
-        published = content["published"][name]
-        if published:
-            lines.append(f"{f'{name} {split}, published':28}" + "".join(f"{x:8.1f}" for x in published))
-    if len(content["precision"]) > 1:
-        lines.append(f"{'all together':28}{'':24}{100 * content['average_precision']:8.2f}")
-    return lines
+def write_report(session: Session, name: str, content: dict[str, Any]) -> Path:
+    """The report as JSON, with the checkpoint and device in front. Returns where it is."""
+    from groundingdino.runtime.files import write_text
+
+    arguments = session.arguments
+    start = {
+        "checkpoint": str(arguments.checkpoint),
+        "release": release_of(arguments.checkpoint),
+        "device": str(session.world.device),
+        "processes": session.world.size,
+    }
+    path = arguments.folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({**start, **content}, indent=1) + "\n")
+    return path
+
+
+def print_retention(arguments: Arguments) -> None:
+    """The table of `retention`. ValueError if a report is missing."""
+    from groundingdino.evaluation.report import comparison, read_report
+
+    if not arguments.before or not arguments.after:
+        raise ValueError("retention compares reports: give --before REPORT.json ... and --after REPORT.json ...")
+    for line in comparison(list(map(read_report, arguments.before)), list(map(read_report, arguments.after))):
+        print(line)
 
 
 def run(arguments: Arguments) -> int:
     """The exit code."""
-    problem = missing(arguments)
+    if arguments.name == "retention":
+        print_retention(arguments)
+        return 0
+    problem = missing_checkpoint(arguments)
     if problem is not None:
         raise ValueError(problem)
     console.require(["pycocotools"], "train")
-    from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
+    from groundingdino.cli import evaluate_detection, evaluate_referring
 
-    def say(line: str) -> None:
-        if distributed.is_main():
-            print(line, flush=True)
+    kind = evaluate_referring if arguments.name in REFERRING else evaluate_detection
+    kind.check(arguments)  # before torch is imported
+    from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
 
     device = devices.pick_device(arguments.device)
     devices.tune_process(device)
     try:
-        evaluate(arguments, distributed.init(str(device)), say)
+        session = open_session(arguments, distributed.init(str(device)))
+        for line in kind.evaluate(session):
+            if distributed.is_main():
+                print(line, flush=True)
     finally:
         distributed.shutdown()
     return 0

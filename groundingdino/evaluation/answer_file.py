@@ -149,7 +149,7 @@ def _read_records(path: Path) -> Iterator[ImageAnswer]:
             body = file.read(BYTES_PER_BOX * count)
             if len(body) < BYTES_PER_BOX * count:
                 return
-            numbers = np.frombuffer(body, "<f4", 5 * count)
+            numbers = np.frombuffer(body, "<f4", 5 * count).copy()
             labels = np.frombuffer(body, "<i4", count, 20 * count).astype(np.int64)
             yield ImageAnswer(image_id, numbers[: 4 * count].reshape(count, 4), numbers[4 * count :], labels)
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundingdino.evaluation.annotation_file import image_path, read_document
-from groundingdino.evaluation.answers import ImageAnswer
+from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Categories
@@ -62,6 +63,26 @@ class CocoTruth:
         ids, names = tuple(c["id"] for c in categories), tuple(c["name"] for c in categories)
         return cls(document, ids, names, split)
 
+    @cached_property
+    def images(self) -> dict[int, dict[str, Any]]:
+        """Image id -> `images` entry."""
+        return {image["id"]: image for image in self.document["images"]}
+
+    def boxes(self, image_id: int) -> tuple[Floats, Integers]:
+        """The objects of an image, crowds aside: (N, 4) xyxy and their labels (N,)."""
+        label = {category_id: number for number, category_id in enumerate(self.category_ids)}
+        own = [one for one in self._by_image.get(image_id, ()) if one["category_id"] in label]
+        labels = np.array([label[one["category_id"]] for one in own], np.int64)
+        return xywh_to_xyxy([one["bbox"] for one in own]), labels
+
+    @cached_property
+    def _by_image(self) -> dict[int, list[dict[str, Any]]]:
+        grouped: dict[int, list[dict[str, Any]]] = {}
+        for annotation in self.document["annotations"]:
+            if not annotation.get("iscrowd", 0):
+                grouped.setdefault(annotation["image_id"], []).append(annotation)
+        return grouped
+
 
 @dataclass(frozen=True)
 class CocoDetection:
@@ -87,6 +108,10 @@ class CocoDetection:
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """See `score`."""
         return score(self.truth, answers)
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
+        return (self.images / self.truth.images[image_id]["file_name"], *self.truth.boxes(image_id), self.truth.names)
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from groundingdino.evaluation import coco
 from groundingdino.evaluation.annotation_file import image_path, read_document
-from groundingdino.evaluation.answers import ImageAnswer
+from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Categories
@@ -84,6 +85,20 @@ class DescribedDetection:
         rest = {name: value for name, value in values.items() if name not in headline}
         by_length = length_figures(figures["full"].per_category)
         return Figures({**{name: values[name] for name in headline}, **by_length, **rest}, figures["full"].per_category)
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
+        image, truth = self._by_id[image_id], self.subsets["full"]
+        boxes, labels = truth.boxes(image_id)
+        sentence_ids = [truth.category_ids[label] for label in labels.tolist()]
+        own = np.array([sentence in image.sentence_ids for sentence in sentence_ids], bool)
+        places = [image.sentence_ids.index(sentence) for sentence in sentence_ids if sentence in image.sentence_ids]
+        names = tuple(self.sentences[number] for number in image.sentence_ids)
+        return image.file, boxes[own], np.array(places, np.int64), names
+
+    @cached_property
+    def _by_id(self) -> dict[int, DescribedImage]:
+        return {image.image_id: image for image in self.images}
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from groundingdino.evaluation.annotation_file import image_path, read_document
-from groundingdino.evaluation.answers import Floats, ImageAnswer, iou_matrix, xywh_to_xyxy
+from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, iou_matrix, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Spans
@@ -72,6 +73,18 @@ class Flickr30k:
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """See `score`."""
         return score(self.truth, answers)
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
+        file, prompt = self._places[image_id]
+        boxes = self.truth.boxes[image_id]
+        labels = np.repeat(np.arange(len(boxes)), [len(rows) for rows in boxes])
+        names = tuple(" / ".join(prompt.caption[start:end] for start, end in spans) for spans in prompt.spans)
+        return file, np.concatenate([np.zeros((0, 4)), *boxes]), labels, names
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[Path, Spans]]:
+        return {number: (file, prompt) for file, asked in self.captions.items() for number, prompt in asked}
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from groundingdino.evaluation.annotation_file import image_path, read_document
-from groundingdino.evaluation.answers import Floats, ImageAnswer, iou_matrix, xywh_to_xyxy
+from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, iou_matrix, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Referring
@@ -62,6 +63,16 @@ class Grefcoco:
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """See `score`."""
         return score(self.truth, answers, self.threshold)
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
+        file, caption = self._places[image_id]
+        boxes = self.truth.boxes[image_id]
+        return file, boxes, np.zeros(len(boxes), np.int64), (caption,)
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[Path, str]]:
+        return {number: (file, text) for file, asked in self.expressions.items() for number, text in asked}
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

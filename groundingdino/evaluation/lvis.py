@@ -6,6 +6,7 @@ held is the 300 best boxes an image, or the 10,000 best of each category, never 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ class LvisTruth:
         ids, names, frequencies = zip(*((c["id"], c["name"], c["frequency"]) for c in categories), strict=True)
         return cls(ids, names, frequencies, image_ids, objects, judged, not_exhaustive)
 
+    @cached_property
+    def objects_by_image(self) -> dict[int, list[ImageCategory]]:
+        """Image id -> its objects, category by category."""
+        grouped: dict[int, list[ImageCategory]] = {}
+        for one in self.objects:
+            grouped.setdefault(int(self.image_ids[one.image]), []).append(one)
+        return grouped
+
 
 def _image_category(category: int, image: int, annotations: list[Mapping[str, Any]]) -> ImageCategory:
     ignored = np.array([bool(one.get("ignore", 0)) for one in annotations])
@@ -93,6 +102,13 @@ class Lvis:
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """See `score`."""
         return score(self.truth, answers)
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
+        objects = self.truth.objects_by_image.get(image_id, ())
+        boxes = [one.boxes for one in objects]
+        labels = np.repeat([one.category for one in objects], [len(rows) for rows in boxes]).astype(np.int64)
+        return self.files[image_id], np.concatenate([np.zeros((0, 4)), *boxes]), labels, self.truth.names
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

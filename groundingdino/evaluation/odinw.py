@@ -12,7 +12,7 @@ import numpy as np
 
 from groundingdino.evaluation import coco
 from groundingdino.evaluation.annotation_file import image_path, read_document
-from groundingdino.evaluation.answers import ImageAnswer
+from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Categories, Prompt, Spans
@@ -182,6 +182,10 @@ class OdinwDetection:
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """COCO's figures."""
         return coco.score(self.truth, answers)
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
+        return (self.images / self.truth.images[image_id]["file_name"], *self.truth.boxes(image_id), self.truth.names)
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

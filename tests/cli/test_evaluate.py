@@ -12,7 +12,7 @@ from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino.checkpoints.model_file import SOURCE_KEY, save_detector
-from groundingdino.cli import evaluate as script
+from groundingdino.cli import evaluate, evaluate_referring
 from groundingdino.data import Expression
 from groundingdino.evaluation import ImageAnswer
 from groundingdino.evaluation.misses import save_misses, worst_misses
@@ -83,7 +83,7 @@ def test_what_is_missing_is_said_in_one_line(place: Path, arguments: list[str], 
 
 def test_published_figures_are_shown_only_where_they_were_measured_alike():
     def row(scale=(800, 1333), **changes) -> list[float] | None:
-        return script.published_row(script.Arguments(split="val", **changes), scale, RELEASE, "refcoco")
+        return evaluate_referring.published_row(evaluate.Arguments(split="val", **changes), scale, RELEASE, "refcoco")
 
     assert row() == [80.3, 98.6, 99.5]
     assert row(scoring="subject") is None
@@ -93,22 +93,20 @@ def test_published_figures_are_shown_only_where_they_were_measured_alike():
 
 def test_a_file_of_several_data_sets_gets_a_line_for_each():
     content = {
-        "checkpoint": "x",
-        "release": None,
-        "prompts": 4,
-        "images": 2,
-        "seconds": 2.0,
         "protocol": {"scoring": "max"},
         "precision": {"refcoco": {"1": 0.5, "5": 1.0, "10": 1.0}, "refcoco+": {"1": 0.25, "5": 0.5, "10": 1.0}},
         "average_precision": 0.31,
         "published": {"refcoco": None, "refcoco+": [83.5, 98.3, 99.4]},
+        "floor": {"largest box": {"refcoco": 0.4, "refcoco+": 0.41}},
     }
-    lines = script.table(content, "val")
-    assert lines[0] == "x: 4 expressions about 2 images, 2.00 a second"
-    assert [line.split()[-3:] for line in lines[3:]] == [
+    lines = evaluate_referring.table(content, "val")
+    assert lines[0] == "scoring max"
+    assert [line.split()[-3:] for line in lines[2:]] == [
         ["50.00", "100.00", "100.00"],
+        ["largest", "box", "40.00"],
         ["25.00", "50.00", "100.00"],
         ["83.5", "98.3", "99.4"],
+        ["largest", "box", "41.00"],
         ["all", "together", "31.00"],
     ]
 

@@ -1,0 +1,128 @@
+"""`evaluate` of the protocols in the catalogue: COCO, LVIS, gRefCOCO, Flickr30k, ODinW, D-cube."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundingdino.cli.evaluate import Arguments, Session
+    from groundingdino.evaluation import Evaluation
+    from groundingdino.evaluation.catalogue import DescribedProtocol, Part, Request
+    from groundingdino.evaluation.report import Figures
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One part that was evaluated."""
+
+    name: str  # of its files
+    protocol: "DescribedProtocol"
+    evaluation: "Evaluation[Figures]"
+
+
+def check(arguments: "Arguments") -> None:
+    """Nothing is checked before the annotations are opened: each protocol says what it misses."""
+
+
+def request_of(arguments: "Arguments") -> "Request":
+    """The arguments as the catalogue takes them. ValueError for a split that the protocol does not have."""
+    from groundingdino.evaluation.catalogue import CATALOGUE, Request
+
+    entry = CATALOGUE[arguments.name]
+    split = arguments.split or entry.splits[0]
+    if split not in entry.splits:
+        raise ValueError(f"{arguments.name} has no split {split!r}: use one of {', '.join(entry.splits)}")
+    root = arguments.data_root or entry.data_root
+    images = root / arguments.images if arguments.images else None
+    return Request(root, split, arguments.annotations, images, arguments.names_per_caption)
+
+
+def evaluate(session: "Session") -> Iterator[str]:
+    """Answer, score and write; yields the lines to print."""
+    from groundingdino.evaluation.catalogue import CATALOGUE, combine
+    from groundingdino.runtime import distributed
+
+    arguments, request = session.arguments, request_of(session.arguments)
+    parts = CATALOGUE[arguments.name].parts(request)
+    name = arguments.annotations.stem if arguments.annotations else f"{arguments.name}_{request.split}"
+    if arguments.score is not None and len(parts) > 1:
+        parts = tuple(part for part in parts if arguments.score.stem == f"{name}_{part.name}") or parts[:0]
+    done: dict[str, Scored] = {}
+    missing: dict[str, str] = {}
+    for part in parts:
+        try:
+            protocol = part.load()
+        except ValueError as error:
+            missing[part.name] = str(error)
+            continue
+        done[part.name] = _answer(session, part, protocol, name if len(parts) == 1 else f"{name}_{part.name}")
+    if not done:
+        reason = next(iter(missing.values()), f"{arguments.score}: of none of its data sets")
+        files = CATALOGUE[arguments.name].files
+        raise ValueError(f"{reason}; {arguments.name} reads {files} below {request.data_root.absolute()} (--data-root)")
+    if distributed.is_main():
+        figures = combine(arguments.name, request.split, {n: s.evaluation.figures for n, s in done.items()}, [*missing])
+        yield from _report(session, name, done, figures)
+
+
+def _answer(session: "Session", part: "Part", protocol: "DescribedProtocol", name: str) -> Scored:
+    from groundingdino.cli import evaluate as shared
+
+    identity = {"protocol": f"{session.arguments.name} {part.name}", **protocol.description()}
+    return Scored(name, protocol, shared.answer(session, protocol, name, identity))
+
+
+def _report(session: "Session", name: str, done: dict[str, Scored], figures: "Figures") -> Iterator[str]:
+    from groundingdino.cli import evaluate as shared
+    from groundingdino.evaluation import report
+    from groundingdino.evaluation.detection_misses import save_detection_misses
+
+    arguments, request = session.arguments, request_of(session.arguments)
+    first = next(iter(done.values()))
+    run = first.evaluation.report()
+    published = published_figures(session, figures)
+    content: dict[str, Any] = {
+        "protocol_name": arguments.name,
+        "split": request.split,
+        "protocol": {**first.protocol.description(), **run.pop("protocol")},
+        **figures.report(),
+        **run,
+        "published": published,
+    }
+    if len(done) > 1:
+        content["parts"] = {n: s.evaluation.figures.report() | s.protocol.description() for n, s in done.items()}
+        content["images"] = sum(scored.evaluation.images for scored in done.values())
+        content["prompts"] = sum(scored.evaluation.prompts for scored in done.values())
+        content["seconds"] = sum(scored.evaluation.seconds for scored in done.values())
+    for scored in done.values():
+        yield from shared.heading(session, scored.evaluation, f"prompts of {scored.name}")
+    yield from (f"{key}: {text}" for key, text in first.protocol.description().items())
+    yield from report.category_table(
+        (category, None if math.isnan(ap) else ap) for category, ap in figures.per_category
+    )
+    yield from report.table(content["figures"], published)
+    yield from (f"note: {note}" for note in figures.notes)
+    yield f"report: {shared.write_report(session, name, content)}"
+    if arguments.save_pictures > 0:
+        for scored in done.values():
+            place = arguments.folder / f"{scored.name}_misses"
+            answers = arguments.score or arguments.folder / f"{scored.name}.answers"
+            saved = save_detection_misses(scored.protocol, answers, place, arguments.save_pictures)
+            yield f"pictures: {len(saved)} images with misses in {place}, the worst first"
+
+
+def published_figures(session: "Session", figures: "Figures") -> dict[str, float] | None:
+    """Figures in percent of the same release, where they were measured as we did; None otherwise."""
+    from groundingdino.checkpoints import zoo
+    from groundingdino.cli import evaluate as shared
+    from groundingdino.evaluation.catalogue import published_names
+    from groundingdino.inputs.images import DEFAULT_SCALE
+
+    arguments, request = session.arguments, request_of(session.arguments)
+    same = session.options.scale == DEFAULT_SCALE and arguments.annotations is None and not figures.notes
+    benchmark, names = published_names(arguments.name, request.split)
+    row = zoo.published(shared.release_of(arguments.checkpoint), benchmark)
+    if not same or arguments.names_per_caption is not None or row is None:
+        return None
+    return {name: value for name, value in zip(names, row, strict=False) if name}

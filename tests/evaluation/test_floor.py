@@ -1,0 +1,24 @@
+"""Precision@1 of answering without a model."""
+
+import pytest
+
+from groundingdino.data import Expression
+from groundingdino.evaluation.floor import floors
+
+SMALL, LARGE = (45.0, 45, 55, 55), (0.0, 0, 40, 40)
+
+
+def expression(number: int, box: tuple[float, float, float, float], size=(100, 100)) -> Expression:
+    return Expression(number, number, "a.jpg", "cup", "refcoco", box, size)
+
+
+def test_the_largest_box_and_the_one_nearest_the_centre_are_the_answers():
+    assert floors([expression(1, SMALL), expression(2, SMALL), expression(3, LARGE)]) == {
+        "largest box": {"refcoco": pytest.approx(1 / 3)},
+        "centre box": {"refcoco": pytest.approx(2 / 3)},
+    }
+
+
+def test_a_centre_without_an_image_size_is_refused():
+    with pytest.raises(ValueError, match="images entry 1: no width and height"):
+        floors([expression(1, SMALL, size=None)])
