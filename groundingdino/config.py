@@ -191,6 +191,8 @@ class TrainConfig:
     freeze: tuple[Literal["backbone", "text_encoder"], ...] = ()  # parts that are not trained
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, npu
+    max_time: str | None = None  # such as 3h50m: end with a saved state before this much time has passed
+    timeout: float = 10.0  # minutes without an answer from another process or a loader process that end the run
     resume: str | None = None  # "auto" = this run folder's last checkpoint if there is one, or a path
     save_every: int = 1000  # steps between checkpoints, besides the one after each epoch
     log_every: int = 10  # steps between reads of the losses from the device

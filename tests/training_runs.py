@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from groundingdino.checkpoints import safetensors_file
+from groundingdino.checkpoints import run_state, safetensors_file
 from groundingdino.config import BackboneConfig, DataConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig
 from groundingdino.data.synthetic import SyntheticConfig, write_dataset
 from groundingdino.runtime import distributed
 from groundingdino.training.learner import Learner
+from groundingdino.training.stop import RunStopped, StopRequest, stop_on_signals
 from groundingdino.training.trainer import fit
 from groundingdino.training.validation import Assessor
 
@@ -37,6 +39,8 @@ SMALL = ModelConfig(
     num_queries=12,
     num_denoising=4,
 )
+TIMEOUT = float(os.environ.get("TEST_TIMEOUT", "60"))  # seconds for a collective
+LAST_STEP = 16  # of `small_config`
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -82,12 +86,30 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
     return {row["step"]: {k: v for k, v in row.items() if k != "images_per_second"} for row in steps}
 
 
+def assert_same_end(run: Path, reference: Path) -> None:
+    """The same figures at every step, the same weights, optimizer, average, random states, and best checkpoint."""
+    assert losses(run) == losses(reference)
+    for name in ("final.safetensors", "best.safetensors"):
+        ours, theirs = load_file(run / name), load_file(reference / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    ours, theirs = load_file(run / "last.state"), load_file(reference / "last.state")
+    assert ours.keys() == theirs.keys() and any("average" in key for key in ours)
+    differ = {key for key in ours if not torch.equal(ours[key], theirs[key])}
+    assert differ <= {"groundingdino.checksum"}  # covers the config too, and so the name of the folder
+    a, b = run_state.load_state(run / "last.state"), run_state.load_state(reference / "last.state")
+    assert a["position"] == b["position"] and a["loader"] == b["loader"]
+    assert a["random"][0]["python"] == b["random"][0]["python"]
+
+
 def kill_when(condition: str) -> None:
     """Let this process kill itself, as kill -9 does, at a moment: "step:N", "save:N", "evaluation:N" or "never".
 
-    A step counts from the start of the process; "save:N" dies half way through writing the N-th checkpoint.
+    A step counts from the start of the process; "save:N" dies half way through writing the N-th checkpoint, where no
+    public door leads. A third part names another signal: "step:N:SIGUSR1".
     """
-    kind, _, number = condition.partition(":")
+    kind, number, name_of_signal = (*condition.split(":"), "", "")[:3]
+    sent = signal.Signals[name_of_signal or "SIGKILL"]
     places = {
         "step": (Learner, "step"),
         "save": (safetensors_file, "_bytes_of"),
@@ -102,7 +124,7 @@ def kill_when(condition: str) -> None:
     def counted(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == due:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         return original(*arguments, **options)
 
     setattr(owner, name, counted)
@@ -116,15 +138,25 @@ def main(data: str, run: str, condition: str) -> None:
         if "KILL_RANK" in os.environ:
             once.touch()  # after torchrun's restart it lives
         kill_when(condition)
-    fit(small_config(Path(data), Path(run), resume="auto"))
+    config = small_config(Path(data), Path(run), resume="auto")
+    world = distributed.init(config.device, timeout_minutes=TIMEOUT / 60)
+    request = StopRequest()
+    code = 0
+    with stop_on_signals(request):
+        try:
+            fit(config, world, request)
+        except (RunStopped, OSError) as error:
+            print(error, flush=True)
+            code = 75 if isinstance(error, RunStopped) else 2
     distributed.shutdown()
+    sys.exit(code)
 
 
 def start(data: Path, run: Path, condition: str) -> int:
-    """`main` in a process of its own; its exit code, -9 where it was killed."""
+    """`main` in a process of its own; its exit code, -9 where it was killed, 75 where it was stopped."""
     command = [sys.executable, str(Path(__file__)), str(data), str(run), condition]
     found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    assert found.returncode in (0, -signal.SIGKILL), found.stderr
+    assert found.returncode in (0, 75, -signal.SIGKILL), found.stderr
     return found.returncode
 
 

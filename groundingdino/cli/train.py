@@ -7,6 +7,8 @@
     torchrun --nproc_per_node=8 -- train.py --run-dir DIR        `--`, where torchrun would take a flag for its own
 
 Exit code 2: something that you can fix, in one line. 1: training was stopped by a loss that is not finite.
+75: stopped by SIGINT, SIGTERM, SIGUSR1, SIGHUP or --max-time with its state saved; --resume auto goes on bit-equal.
+A second signal ends it at once.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from groundingdino.cli import console
 from groundingdino.config import TRAIN_PRESETS, TrainConfig
 
 DEFAULT = "refcoco"
+STOPPED = 75  # exit code of a run that a signal or --max-time has ended early: start it again with --resume auto
 FIRST_FLAGS = (  # what people set first; the short help shows these
     "--data.root",
     "--data.train-files",
@@ -132,19 +135,22 @@ def train(preset: str, config: TrainConfig, prog: str) -> int:
     from groundingdino.training import quickstart
     from groundingdino.training.nonfinite import NonFiniteLossError
     from groundingdino.training.setup import missing_data
+    from groundingdino.training.stop import RunStopped, StopRequest, stop_on_signals
     from groundingdino.training.trainer import fit
 
     device = devices.pick_device(config.device)
     devices.tune_process(device)
+    request = StopRequest(config.max_time)
     try:
-        world = distributed.init(str(device))
+        world = distributed.init(str(device), timeout_minutes=config.timeout)
         console.show_log(prog, progress=distributed.is_main())
         if preset == "quickstart":
             quickstart.make_data(config)
         problem = missing_data(config.data)
         if problem is not None:
             raise ValueError(problem)
-        result = fit(config, world)
+        with stop_on_signals(request):
+            result = fit(config, world, request)
         for what, path in result.files.items():
             logging.getLogger("groundingdino").info(f"{what}: {path}")
         if preset == "quickstart":
@@ -152,6 +158,11 @@ def train(preset: str, config: TrainConfig, prog: str) -> int:
     except NonFiniteLossError as error:
         console.complain_once(prog, error)
         return 1
+    except RunStopped as end:
+        if distributed.is_main():
+            console.complain(prog, f"{end}{resume_hint(config.run_dir)}")
+        distributed.shutdown()
+        return STOPPED
     except KeyboardInterrupt:
         console.complain(prog, f"interrupted{resume_hint(config.run_dir)}")
         return console.INTERRUPTED

@@ -30,7 +30,7 @@ from groundingdino.data.annotations import (
 from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Sample, SampleInfo, collate
 from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
-from groundingdino.data.loader import LoaderOptions, TrainLoader, build_train_loader
+from groundingdino.data.loader import LoaderOptions, TrainLoader, affordable_workers, build_train_loader, worker_problem
 from groundingdino.data.sampler import BatchPlan, Draw
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "SampleInfo",
     "TrainingSource",
     "TrainLoader",
+    "affordable_workers",
     "build_train_loader",
     "collate",
     "load_expressions",
@@ -56,4 +57,5 @@ __all__ = [
     "load_odvg",
     "load_refcoco",
     "load_training",
+    "worker_problem",
 ]

@@ -1,7 +1,11 @@
 """The training loader: batches of one rank, in an order that can be continued in the middle of an epoch."""
 
 import ctypes
+import logging
+import os
 import random
+import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +20,12 @@ from groundingdino.data.batch import Batch, Sample, collate
 from groundingdino.data.dataset import BadSampleError, GroundingDataset
 from groundingdino.data.sampler import BatchPlan, Draw
 
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 2  # batches that torch's loader keeps ready for each process
+TERMINATION_DELAY = 30  # seconds that a loader process lives on after SIGTERM, for the last step and its state
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LoaderOptions:
@@ -24,6 +34,7 @@ class LoaderOptions:
     batch_size: int  # images per process
     workers: int = 0  # loader processes; 0 loads in this process
     pin_memory: bool = False  # page-locked batches, for copies that do not block
+    timeout: float = 0.0  # seconds to wait for a loader process; 0 waits for ever
 
 
 class TrainLoader:
@@ -44,6 +55,7 @@ class TrainLoader:
             collate_fn=partial(_collate, max_tokens=dataset.limits.max_tokens),
             pin_memory=options.pin_memory,
             persistent_workers=options.workers > 0,
+            timeout=options.timeout if options.workers else 0,
             generator=torch.Generator().manual_seed(plan.seed),
             worker_init_fn=partial(_start_worker, seed=plan.seed, rank=plan.rank),
         )
@@ -108,6 +120,43 @@ def build_train_loader(
     return TrainLoader(dataset, plan, options)
 
 
+def affordable_workers(workers: int, batch_bytes: int, free: int | None = None) -> int:
+    """As many of `workers` as the shared memory has room for: each keeps up to `PREFETCHED` batches there.
+
+    Args:
+        workers: loader processes that are wanted.
+        batch_bytes: size of the largest batch.
+        free: bytes of shared memory; None looks.
+    """
+    if free is None:
+        try:
+            status = os.statvfs(SHARED_MEMORY)
+        except OSError:  # not on Linux: batches travel another way
+            return workers
+        free = status.f_bavail * status.f_frsize
+    affordable = min(workers, free // (PREFETCHED * batch_bytes))
+    if affordable < workers:
+        logger.warning(
+            f"{SHARED_MEMORY} has {free >> 20} MiB free, {workers} loader processes may need "
+            f"{workers * PREFETCHED * batch_bytes >> 20} MiB: using {affordable}; a container gets more with --shm-size"
+        )
+    return affordable
+
+
+def worker_problem(error: RuntimeError) -> str | None:
+    """What a RuntimeError of torch's loader means, in one line; None if it is something else."""
+    text = str(error)
+    if "shared memory" in text or "No space left on device" in text:
+        return f"a loader process ran out of shared memory ({SHARED_MEMORY}): try fewer --data.workers, 0 uses none"
+    if "DataLoader timed out" in text:
+        return "no batch came in time: a loader process is stopped or stuck, or the image folder does not answer"
+    if "DataLoader worker" in text:
+        killed = re.search(r"killed by signal: ([^.]*)", text)
+        how = f"was killed ({killed[1].strip()})" if killed else "has ended"
+        return f"a loader process {how}, perhaps by the out-of-memory killer: try fewer --data.workers"
+    return None
+
+
 class _MessagesInsteadOfErrors(Dataset[Sample | str]):
     """Bad samples come out as their message: an error that crosses processes would arrive as a page of traceback."""
 
@@ -130,6 +179,10 @@ def _collate(samples: Sequence[Sample | str], max_tokens: int) -> Batch | str:
 
 def _start_worker(worker: int, seed: int, rank: int) -> None:
     """Samples bring their own generators; the seeds are for code that draws from the global ones all the same."""
+    # The training process decides about signals that every process of a job gets; torch ends workers without it.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(TERMINATION_DELAY))
     words = np.random.SeedSequence((seed, rank, worker, torch.initial_seed())).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))

@@ -3,7 +3,10 @@
 Every function also works in a single process without a process group, where it does the obvious thing.
 """
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -15,6 +18,14 @@ from torch import Tensor
 from groundingdino.runtime import devices
 
 T = TypeVar("T")
+
+GRACE = 5.0  # seconds for the other processes to notice that a collective has failed
+_store: dist.Store | None = None  # of this run's processes
+
+
+class ProcessLostError(ConnectionError):
+    """Another process of the run was killed, stopped, or hangs."""
+
 
 # Host objects and barriers travel over gloo, so that they never touch the device's stream.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
@@ -30,7 +41,7 @@ class World:
     device: torch.device
 
 
-def init(device: str = "auto", *, timeout_minutes: float = 30.0) -> World:
+def init(device: str = "auto", *, timeout_minutes: float = 10.0) -> World:
     """Pick this process's device, make it the current one and, under torchrun, join the process group.
 
     Reads torchrun's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `timeout_minutes` bounds each collective
@@ -44,6 +55,7 @@ def init(device: str = "auto", *, timeout_minutes: float = 30.0) -> World:
         return World(0, 0, 1, chosen)
     if chosen.type not in BACKENDS:
         raise ValueError(f"several processes on {chosen.type!r} are not supported: use one of {', '.join(BACKENDS)}")
+    global _store
     if not dist.is_initialized():
         bound = None if chosen.type == "cpu" else chosen
         timeout = timedelta(minutes=timeout_minutes)
@@ -51,6 +63,7 @@ def init(device: str = "auto", *, timeout_minutes: float = 30.0) -> World:
         # torchrun keeps one store over its restarts; without a prefix the processes of the second attempt would wait
         # for the dead ones of the first (torch 2.9).
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        _store = store
         dist.init_process_group(
             BACKENDS[chosen.type], store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
         )
@@ -91,7 +104,8 @@ def gather_objects(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     gathered: list[T | None] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    with naming_lost_processes():
+        dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]
 
 
@@ -100,11 +114,48 @@ def broadcast_object(value: T, source: int = 0) -> T:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=source)
+    with naming_lost_processes():
+        dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def highest(code: int) -> int:
+    """The highest `code` of all processes, on every one of them. Waits for them on the host, not on the device."""
+    if world_size() == 1:
+        return code
+    found = torch.tensor(code)
+    with naming_lost_processes():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turn the failure of a collective into ProcessLostError, which names the processes that did not take part.
+
+    The others leave a note in the store that all share; whoever has left none after `GRACE` seconds is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        failed = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        if not failed or _store is None:
+            raise
+        lost = "another process"
+        with contextlib.suppress(RuntimeError):  # the store is out of reach as well
+            _store.set(f"waited {rank()}", "1")
+            time.sleep(GRACE)
+            names = [str(other) for other in range(world_size()) if not _store.check([f"waited {other}"])]
+            lost = f"process {', '.join(names)}" if names else lost
+        cause = "did not answer in time" if "timed out" in str(error).lower() else "has ended"
+        raise ProcessLostError(
+            f"{lost} of {world_size()} {cause}; look for its own message, or for the out-of-memory killer in the "
+            "system's log, and go on with --resume auto"
+        ) from error
 
 
 def barrier() -> None:
     """Wait until every process has arrived."""
     if world_size() > 1:
-        dist.barrier()
+        with naming_lost_processes():
+            dist.barrier()

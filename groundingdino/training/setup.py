@@ -14,12 +14,15 @@ from groundingdino.data import (
     SampleLimits,
     TrainingSource,
     TrainLoader,
+    affordable_workers,
     build_train_loader,
     load_training,
 )
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices, distributed
 from groundingdino.runtime.distributed import World
+
+BYTES_PER_PIXEL = 3 * 4 + 1  # three float32 channels and whether it is real
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,9 @@ def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> Tr
     )
     limits = SampleLimits(model.max_tokens, model.num_queries, model.num_labels)
     dataset = GroundingDataset(training_sources(data), augmentation, config.seed, data.on_bad_sample, limits)
-    options = LoaderOptions(data.batch_size, data.workers, devices.pins_memory(world.device))
+    largest = data.batch_size * data.train_long_side * max(data.train_sides) * BYTES_PER_PIXEL
+    workers = affordable_workers(data.workers, largest * world.size)  # all may be on this host
+    options = LoaderOptions(data.batch_size, workers, devices.pins_memory(world.device), timeout=config.timeout * 60)
     return build_train_loader(dataset, options, rank=world.rank, world_size=world.size)
 
 

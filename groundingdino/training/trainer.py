@@ -5,13 +5,16 @@ A run that was killed and resumed takes the very steps that the uninterrupted ru
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from groundingdino.checkpoints import model_file, run_state
 from groundingdino.config import TrainConfig, model_config_from_dict, model_config_to_dict, train_config_to_dict
+from groundingdino.data import Batch, worker_problem
 from groundingdino.inference.visualize import tile
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import distributed
@@ -25,10 +28,12 @@ from groundingdino.training.recorder import DeferredSteps, MetricsLog, plot_curv
 from groundingdino.training.resume import Position, TrainingState, changes, load_state
 from groundingdino.training.run_folder import RunFolder, RunLock
 from groundingdino.training.setup import initial_model, training_loader, with_rates
+from groundingdino.training.stop import RunStopped, StopRequest
 from groundingdino.training.validation import Assessor, Figures
 
 PROBLEMS_SHOWN = 5  # bad samples that are named; all are counted
 PICTURES_PER_ROW = 2
+GO_ON, STOP, FAILED = 0, 1, 2  # what processes tell each other before a step: the highest counts
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +49,29 @@ class FitResult:
     files: dict[str, Path] = field(default_factory=dict)  # what there is of "best", "final", "metrics", "curves", ...
 
 
-def fit(config: TrainConfig, world: World | None = None) -> FitResult:
+def fit(config: TrainConfig, world: World | None = None, stop: StopRequest | None = None) -> FitResult:
     """Train as `config` says, from the start or from a checkpoint.
 
     Args:
         config: everything the run depends on.
         world: this process's place; None picks it (and joins torchrun's process group).
+        stop: asked after each step whether to end early.
 
     Raises:
         ValueError: something in the config, the data or the checkpoint that the user can fix, in one line.
         NonFiniteLossError: a loss was not finite and `config.on_nonfinite` is "stop".
-        OSError: a checkpoint could not be written; the one before is intact.
+        OSError: a checkpoint could not be written, and the one before is intact; or another process was lost.
+        RunStopped: `stop` wanted it; the state is saved.
     """
     world = world or distributed.init(config.device)
-    trainer = Trainer(config, world)
+    trainer = Trainer(config, world, stop or StopRequest(config.max_time))
     try:
         return trainer.run()
+    except RuntimeError as error:
+        problem = worker_problem(error)  # torch raises these wherever the training process is just then
+        if problem is None:
+            raise
+        raise ChildProcessError(problem) from error
     finally:
         trainer.close()
 
@@ -67,8 +79,8 @@ def fit(config: TrainConfig, world: World | None = None) -> FitResult:
 class Trainer:
     """One run: its learner, its data, its files."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: TrainConfig, world: World, stop: StopRequest) -> None:
+        self.config, self.world, self.stop = config, world, stop
         self.folder = RunFolder(config.run_dir)
         resume = distributed.broadcast_object(self.folder.find_resume(config.resume))
         saved = None if resume is None else load_state(resume)
@@ -131,6 +143,9 @@ class Trainer:
             figures = self._evaluate()
         while self.position.epoch < self.config.epochs:
             self._epoch()
+            reason = self.stop.reason()
+            if distributed.highest(STOP if reason is not None else GO_ON) == STOP:
+                raise self._stopped(reason)
             if self.position.unevaluated:
                 figures = self._evaluate()
         return self._finish(figures)
@@ -138,9 +153,11 @@ class Trainer:
     def _epoch(self) -> None:
         config, position = self.config, self.position
         since_save = position.step
-        for group in group_batches(self.loader, config.accumulation_steps):
+        self.stop.at_once = False
+        for group in self._groups():
             factor = optim.lr_factor(config.schedule, position.step, self.steps_per_epoch, config.epochs)
-            terms, norm = self.learner.step(group, factor)
+            with distributed.naming_lost_processes():
+                terms, norm = self.learner.step(group, factor)
             position.step += 1
             self._note_problems([problem for batch in group for problem in batch.problems])
             self.deferred.add(
@@ -166,6 +183,41 @@ class Trainer:
         if position.problems:
             logger.warning(f"bad samples left out or repaired so far in this process: {position.problems}")
 
+    def _groups(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is left in this epoch.
+
+        The processes agree before each step: all of them end here if one of them should, or has no batch.
+
+        Raises:
+            RunStopped: after the state was saved.
+            ValueError: a bad sample of this or of another process. OSError: its files cannot be read.
+        """
+        groups = group_batches(self.loader, self.config.accumulation_steps)
+        while True:
+            here = self.loader.state_dict()
+            group, problem = None, None
+            try:
+                group = next(groups, None)
+            except (ValueError, OSError) as error:
+                problem = error
+            reason = self.stop.reason()
+            verdict = distributed.highest(FAILED if problem is not None else STOP if reason is not None else GO_ON)
+            if verdict == FAILED:
+                problems = distributed.gather_objects(None if problem is None else str(problem))
+                rank, text = next((rank, text) for rank, text in enumerate(problems) if text is not None)
+                raise problem or ValueError(f"process {rank}: {text}")
+            if verdict == STOP and group is not None:
+                self._log_steps()
+                self._save(here)
+                raise self._stopped(reason)
+            if group is None:
+                return
+            yield group
+
+    def _stopped(self, reason: str | None) -> RunStopped:
+        by = next((r for r in distributed.gather_objects(reason) if r is not None), "request")
+        return RunStopped(f"stopped by {by} after step {self.position.step}, the state is saved")
+
     def _note_problems(self, problems: list[str]) -> None:
         for problem in problems:
             self.position.problems += 1
@@ -185,14 +237,14 @@ class Trainer:
             self.bar.update(len(steps))
         self.guard.check(steps)
 
-    def _save(self) -> None:
-        """Everything that is needed to go on, as one file that replaces the one before."""
+    def _save(self, loader: dict[str, Any] | None = None) -> None:
+        """Write everything that is needed to go on. `loader` is its state, None for the present one."""
         random = distributed.gather_objects(random_state.random_states(self.world.device))
         if distributed.is_main():
             state = {
                 **self.learner.state(),
                 "position": vars(self.position),
-                "loader": self.loader.state_dict(),
+                "loader": loader or self.loader.state_dict(),
                 "random": random,
                 "config": train_config_to_dict(self.config),
                 "model_config": model_config_to_dict(self.learner.model.config),
@@ -215,6 +267,7 @@ class Trainer:
     def _evaluate(self) -> Figures:
         """Every split, the pictures, and the best checkpoint where this is it."""
         position = self.position
+        self.stop.at_once = True  # the state is saved, and an evaluation can be done again
         with random_state.kept_random_states(self.world.device):
             model = self.learner.for_evaluation()
             found = self.assessor.assess(model)

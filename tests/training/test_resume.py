@@ -12,42 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from training_runs import environment, losses, scenes, small_config, start
+from training_runs import LAST_STEP, assert_same_end, environment, losses, scenes, small_config, start
 
 from groundingdino.checkpoints import run_state, safetensors_file
 from groundingdino.training.run_folder import RunFolder, RunLock
 from groundingdino.training.trainer import fit
-
-LAST_STEP = 16
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    fit(small_config(data, run))
-    assert sorted(losses(run)) == list(range(1, LAST_STEP + 1))
-    return run
-
-
-def assert_same_end(run: Path, reference: Path) -> None:
-    """The same figures at every step, the same weights, optimizer, average, random states, and best checkpoint."""
-    assert losses(run) == losses(reference)
-    for name in ("final.safetensors", "best.safetensors"):
-        ours, theirs = load_file(run / name), load_file(reference / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    ours, theirs = load_file(run / "last.state"), load_file(reference / "last.state")
-    assert ours.keys() == theirs.keys() and any("average" in key for key in ours)
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    a, b = run_state.load_state(run / "last.state"), run_state.load_state(reference / "last.state")
-    assert a["position"] == b["position"] and a["loader"] == b["loader"]
-    assert a["random"][0]["python"] == b["random"][0]["python"]
 
 
 @pytest.mark.slow

@@ -29,11 +29,6 @@ from groundingdino.training.validation import Assessor
 TERMS = {"loss_cls", "loss_bbox", "loss_iou"}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("scenes"))
-
-
 def one_epoch(data: Path, run: Path, **changes: Any) -> TrainConfig:
     """8 steps without evaluation."""
     config = small_config(data, run, epochs=1, ema_decay=0.0, **changes)
