@@ -95,8 +95,7 @@ def report(evaluation: Evaluation[ReferringFigures]) -> dict[str, Any]:
     figures, run = evaluation.figures, evaluation.report()
     scoring = f"{figures.scoring}: {SCORING[figures.scoring]}"
     if figures.scoring == "subject":
-        # Which tagger is installed matters.
-        scoring += f", found with part-of-speech tags by {noun_phrases.which_tagger()}"
+        scoring += f", found with part-of-speech tags by {noun_phrases.TAGGER}"
     return {
         "protocol": {
             "precision": f"RefExp Precision@k: a box among the first k has IoU >= {metrics.HIT_IOU}",

@@ -31,10 +31,9 @@ class Categories:
 
 @dataclass(frozen=True)
 class Phrases:
-    """A caption whose noun phrases are looked for; label = index of the phrase. `tagger`: see `phrases`."""
+    """A caption whose noun phrases are looked for; label = index of the phrase."""
 
     caption: str
-    tagger: noun_phrases.Tagger = "auto"
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def resolve(
         return _resolve_categories(prompt, tokenizer, max_tokens)
     encode = _Encoder(tokenizer, max_tokens, strict)
     if isinstance(prompt, Phrases):
-        return _resolve_spans(noun_phrases.phrase_prompt(encode.checked(prompt.caption), prompt.tagger), encode)
+        return _resolve_spans(noun_phrases.phrase_prompt(encode.checked(prompt.caption)), encode)
     if isinstance(prompt, Spans):
         return _resolve_spans(_span_prompt(prompt, encode), encode)
     if isinstance(prompt, Referring):

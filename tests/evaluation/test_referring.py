@@ -106,7 +106,6 @@ class TestFigures:
         assert capsys.readouterr().out == ""
 
 
-
 SENTENCES = [
     "the woman in orange",
     "dog",
@@ -188,7 +187,7 @@ class TestEvaluator:
         index = 2
         found = evaluate_referring(model, ReferringProtocol([expressions[index]], folder, "subject"), OPTIONS)
         best = evaluate_referring(model, ReferringProtocol([expressions[index]], folder), OPTIONS)
-        assert report(found)["protocol"]["scoring"].endswith(f"part-of-speech tags by {noun_phrases.which_tagger()}")
+        assert report(found)["protocol"]["scoring"].endswith(f"part-of-speech tags by {noun_phrases.TAGGER}")
         assert np.abs(found.figures.answers[0].scores - best.figures.answers[0].scores).max() > 1e-3
         caption = expressions[index].caption
         encoded = text.default_tokenizer().encode(caption + ". ")

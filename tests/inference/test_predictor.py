@@ -190,7 +190,7 @@ def test_equal_names_stay_apart_by_label_and_keep_what_the_user_wrote(predictor,
 
 def test_phrases_carry_their_spans_and_equal_phrases_stay_apart(predictor, photo):
     caption = "a dog next to a dog and a cat"
-    found = predictor.predict(photo, Phrases(caption, "rules"), **EVERYTHING)
+    found = predictor.predict(photo, Phrases(caption), **EVERYTHING)
     assert set(found.labels.tolist()) == {0, 1, 2}
     spans = {0: (0, 5), 1: (14, 19), 2: (24, 29)}
     for label, name, (span,) in zip(found.labels.tolist(), found.names, found.spans, strict=True):
