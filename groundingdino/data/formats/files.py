@@ -238,16 +238,29 @@ class Sample:
         return b"" if self.is_folder else read_bytes(self.path)
 
     @cached_property
+    def _lies_plain(self) -> bool:
+        """Whether the file can be read as it lies, without holding all of it."""
+        with open_file(self.path) as file:
+            return is_plain_utf8(file.read(4))
+
+    @cached_property
     def head(self) -> bytes:
-        """The file's first bytes."""
-        return self.content[:HEAD]
+        """The file's first bytes, in UTF-8; empty for a folder."""
+        if self.is_folder:
+            return b""
+        with self._open() as file:
+            return file.read(HEAD)
+
+    def _open(self) -> io.BufferedIOBase:
+        return open_file(self.path) if self._lies_plain else io.BytesIO(self.content)
 
     @cached_property
     def first_line_keys(self) -> set[str]:
         """The fields of the object on the first line that is not blank; empty if there is none."""
         if not self.head.lstrip().startswith(b"{"):
             return set()
-        first = next(line for line in io.BytesIO(self.content) if not line.isspace())
+        with self._open() as file:
+            first = next(line for line in file if not line.isspace())
         try:
             return set(decode(first, dict[str, msgspec.Raw]))
         except ValueError:  # half an object: the document goes on in the next line. Or a damaged line.

@@ -5,7 +5,6 @@ The format of mmdetection's open-vocabulary training data, and the one that trai
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -216,7 +215,7 @@ def _names_in_lines(lines: list[tuple[int, bytes]]) -> dict[int, str]:
 
 def sniff(sample: files.Sample) -> bool:
     """Whether a file holds JSON lines with a file name each."""
-    return bool(re.match(rb"\s*\{", sample.head)) and sample.first_line_keys >= {"filename"} and not sample.is_document
+    return "filename" in sample.first_line_keys and "images" not in sample.first_line_keys
 
 
 def label_map_of(reading: Reading) -> dict[int, str]:

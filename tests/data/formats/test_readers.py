@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from groundingdino.data import load_training
+from groundingdino.data.formats.odvg import flags_left_out
 from groundingdino.data.formats.record import Kind, Reading, ReadOptions
 from groundingdino.data.formats.registry import find_format, read, read_splits
 
@@ -196,3 +198,33 @@ def test_packed_and_marked_files_are_read_as_plain_ones(golden: Path, tmp_path: 
     (tmp_path / "a.json").write_bytes(packed)
     assert find_format(tmp_path / "a.json") == "coco"
     assert boxes(read(tmp_path / "a.json")) == boxes(read(golden / "formats" / "coco_v1.json"))
+
+
+@pytest.mark.parametrize("packing", ["gzip", "utf-8-sig", "utf-16"])
+def test_packed_lines_are_trained_on_as_plain_ones(golden: Path, tmp_path: Path, packing: str):
+    source = golden / "converters" / "final_mixed_train_vg.json"
+    text = source.read_text()
+    (tmp_path / "a.json").write_bytes(gzip.compress(text.encode()) if packing == "gzip" else text.encode(packing))
+    packed, plain = load_training(tmp_path / "a.json"), load_training(source)
+    assert len(packed) == len(plain) > 0
+    assert [packed.entry(n).caption for n in range(len(plain))] == [plain.entry(n).caption for n in range(len(plain))]
+
+
+@pytest.mark.parametrize("name", SAME_BOXES)
+def test_training_packs_every_format(golden: Path, images: Path, name: str):
+    options = ReadOptions(images=images)
+    packed = load_training(golden / "formats" / name, None, "skip", options=options)
+    reading = read(golden / "formats" / name, options)
+    assert packed.label_map is not None
+    ours = sorted(
+        (packed.entry(n).file_name, packed.label_map[int(label)], *box.round().tolist())
+        for n in range(len(packed))
+        for label, box in zip(packed.entry(n).labels, packed.entry(n).boxes, strict=True)
+    )
+    counted = {
+        (e.file_name, t.name, *map(round, t.box))
+        for e in reading
+        for t in e.objects
+        if not t.flags & flags_left_out(reading.format)
+    }
+    assert set(ours) == counted and len(ours) > 0
