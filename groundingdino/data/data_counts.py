@@ -45,7 +45,7 @@ class Counts:
 
 def table(counts: Mapping[str, Counts], most: int = 20) -> Iterator[str]:
     """Lines of a table: per split images, boxes and sizes; then boxes per category, the most frequent first."""
-    yield f"{'split':<12}{'images':>10}{'boxes':>12}{'a picture':>11}{'small':>8}{'medium':>8}{'large':>8}  sizes"
+    yield f"{'split':<12}{'images':>10}{'boxes':>12}{'per image':>11}{'small':>8}{'medium':>8}{'large':>8}  sizes"
     for split, one in counts.items():
         sides = np.asarray(one.sides)
         share = [

@@ -115,6 +115,7 @@ def _files_of_splits(folder: Path) -> dict[str, Path]:
             if split is not None and (target := _annotations_in(part)) is not None:
                 found.setdefault(split, []).append(target)
     if found:
+        found = {split: found[split] for split in SPLIT_NAMES if split in found}
         return {parts[0].stem if len(parts) > 1 else split: parts[0] for split, parts in found.items()} | {
             part.stem: part for parts in found.values() for part in parts[1:]
         }
