@@ -7,7 +7,7 @@ plain data, so a model is rebuilt from its file alone.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,79 @@ def model_config_to_dict(config: ModelConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def model_config_from_dict(data: dict[str, Any]) -> ModelConfig:
-    """The inverse of `model_config_to_dict`. ValueError names a field that this version does not know or misses."""
-    try:
-        backbone: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["backbone"].items()}
-        return ModelConfig(**{**data, "backbone": BackboneConfig(**backbone), "text": TextConfig(**data["text"])})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a model config of this version of groundingdino: {error}") from error
+def model_config_from_dict(data: Any) -> ModelConfig:
+    """The inverse of `model_config_to_dict`.
+
+    Raises:
+        ValueError: names a field that this version does not know or misses, or whose value is not of its type or
+            outside its range.
+    """
+    if not isinstance(data, dict):
+        raise ValueError("not a model config: expected an object of fields")
+    parts = {"backbone": _record(BackboneConfig, data.get("backbone")), "text": _record(TextConfig, data.get("text"))}
+    return _record(ModelConfig, {**data, **parts})
+
+
+# The least and greatest value of each size: wide of any model there is, and narrow enough to be built.
+SIZE_RANGES: dict[str, tuple[int, int]] = {
+    "window_size": (1, 64),
+    "num_heads": (1, 128),
+    "text_layer_heads": (1, 128),
+    "fusion_heads": (1, 128),
+    "num_levels": (1, 8),
+    "num_points": (1, 64),
+    "num_layers": (1, 64),
+    "enhancer_layers": (1, 64),
+    "decoder_layers": (1, 64),
+    "depths": (1, 64),
+    "out_stages": (0, 7),
+    "num_denoising": (0, 100_000),
+    "num_queries": (1, 100_000),
+    "num_labels": (1, 100_000),
+    "vocabulary": (1, 1_000_000),
+    "max_positions": (1, 100_000),
+    "max_tokens": (2, 100_000),
+}
+WIDTH_RANGE = (1, 16_384)  # of every other whole number
+
+
+Record = TypeVar("Record", BackboneConfig, TextConfig, ModelConfig)
+
+
+def _record(cls: type[Record], data: Any) -> Record:
+    """A record from its plain fields. ValueError as `model_config_from_dict`."""
+    if not isinstance(data, dict):
+        raise ValueError(f"not a model config of this version of groundingdino: {cls.__name__} is no object of fields")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = [str(name) for name in data if name not in fields]
+    missing = [name for name, field in fields.items() if name not in data and _has_no_default(field)]
+    if unknown or missing:
+        what = f"has {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
+        raise ValueError(f"not a model config of this version of groundingdino: {cls.__name__} {what[:200]!r}")
+    return cls(**{name: _checked_value(name, str(fields[name].type), value) for name, value in data.items()})
+
+
+def _has_no_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _checked_value(name: str, kind: str, value: Any) -> Any:
+    low, high = SIZE_RANGES.get(name, WIDTH_RANGE)
+    if "tuple" in kind:
+        valid = isinstance(value, (list, tuple)) and 1 <= len(value) <= 8
+        valid = valid and all(type(item) is int and low <= item <= high for item in value)
+        expected = f"1 to 8 whole numbers from {low} to {high}"
+    elif "int" in kind:
+        valid, expected = type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
+    elif "float" in kind:
+        valid, expected = type(value) in (int, float) and 0 <= value < 1, "a number from 0 to 1"
+    elif "str" in kind:
+        valid, expected = isinstance(value, str) and len(value) <= 200, "a text of at most 200 characters"
+    else:
+        return value  # a record, checked already
+    if not valid:
+        raise ValueError(f"not a model config: {name} is {str(value)[:100]!r}, expected {expected}")
+    return tuple(value) if "tuple" in kind else value
 
 
 @dataclass(frozen=True)

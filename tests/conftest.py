@@ -1,6 +1,7 @@
 """Shared paths and a single thread a test process, so that numbers and times do not depend on the machine."""
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,9 @@ def each_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, k
     """The test twice: with our kernels where they can be had, and without."""
     if request.param == "plain torch":
         monkeypatch.setenv("GROUNDINGDINO_KERNELS", "off")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """No test touches the user's cache of converted and downloaded weights."""
+    os.environ["GROUNDINGDINO_CACHE"] = str(tmp_path_factory.mktemp("cache"))

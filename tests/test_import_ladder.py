@@ -29,6 +29,7 @@ DOORS = {
     "gradio": {"cli/demo_page.py"},
     "supervision": {"inference/results.py", "util/inference.py"},
     "yaml": {"data/formats/yolo.py"},
+    "huggingface_hub": {"checkpoints/hub.py"},
     "nltk": {"inputs/noun_phrases.py"},
 }
 

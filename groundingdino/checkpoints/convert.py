@@ -72,7 +72,7 @@ class Report:
 
 
 def convert_file(
-    source: str | Path, target: str | Path, to: Target = "native", text_heads: int | None = None
+    source: str | Path, target: str | Path, to: Target = "native", text_heads: int | None = None, hub: str = ""
 ) -> Report:
     """Convert a checkpoint. The target appears whole or not at all.
 
@@ -83,6 +83,7 @@ def convert_file(
         to: "native" is a safetensors file that `load_model` reads; "mmdet" and "idea" are their formats; "huggingface"
             is a folder for transformers' `from_pretrained`.
         text_heads: attention heads of a BERT of unusual size, see `mmdet.infer_config`.
+        hub: the repository of the Hugging Face hub that `source` was downloaded from, for the record.
 
     Raises:
         ValueError: one line that says what the source is and what was expected, or which tensors do not fit.
@@ -95,7 +96,7 @@ def convert_file(
         raise ValueError(f"{source}: in {to} format already; name the format that you want with --to")
     weights = _native_weights(opened, text_heads)
     _check_whole(opened, weights)
-    provenance = _provenance(opened, weights)
+    provenance = _provenance(opened, weights, hub)
     added = WRITERS[to](weights, provenance, target)
     drops = DROPPED.get(opened.naming)
     dropped = Counter(reason for name in opened.tensors if drops and (reason := drops(name)))
@@ -211,17 +212,18 @@ def tensor_digest(native: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _provenance(source: ForeignWeights, weights: NativeWeights) -> dict[str, Any]:
+def _provenance(source: ForeignWeights, weights: NativeWeights, hub: str) -> dict[str, Any]:
     """Where weights come from, for the metadata of what is made of them."""
     if source.naming == "native":
         return json.loads(source.metadata.get(SOURCE_KEY, "{}"))
     sha256, tensors = file_digest(source.files), tensor_digest(weights.tensors)
-    release = zoo.identify(sha256=sha256, tensors=tensors)
+    release = zoo.identify(sha256, hub, tensors)
     return {
         "naming": source.naming,
         "file": source.path.name,
         "sha256": sha256,
         "tensors": tensors,
+        "hub": hub or None,
         "release": release and release.title,
         "position_ids": mmdet.POSITION_IDS in source.tensors,
     }

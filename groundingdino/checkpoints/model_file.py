@@ -74,14 +74,18 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return file.metadata
 
 
-def load_detector(path: str | Path, device: str | torch.device = "cpu") -> "GroundingDINO":
+def load_detector(
+    path: str | Path, device: str | torch.device = "cpu", allow_nonfinite: bool = False
+) -> "GroundingDINO":
     """Rebuild a model from its file alone, in eval mode and float32.
 
     The tensors are read straight into the memory that the model keeps: no second copy.
 
+    Args:
+        allow_nonfinite: take weights that are NaN or infinite, too.
     Raises:
         ValueError: one line that says what the file is and what to do: missing, truncated, another program's, saved
-            by a later version or for another vocabulary, or with tensors that do not fit its config.
+            by a later version or for another vocabulary, with tensors that do not fit its config, or not finite.
     """
     from groundingdino.model.detector import build_detector  # timm: too slow to import for the other functions here
 
@@ -94,12 +98,22 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu") -> "Grou
         problem = compare_shapes(shapes, {name: tuple(t.shape) for name, t in model.state_dict().items()})
         if problem:
             raise ValueError(f"{path}: its tensors do not fit its config {config.name!r}: {problem}")
+        wrong = [f"{name} {entry.dtype}" for name, entry in file.entries.items() if not entry.dtype.is_floating_point]
+        if wrong:
+            raise ValueError(f"{path}: {len(wrong)} weights are not floating-point numbers: {some(wrong)}")
         tensors = {}
         for name, parts in stored.items():
             tensor = file.read(parts[0]) if len(parts) == 1 else torch.cat([file.read(part) for part in parts])
-            tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+            if not allow_nonfinite and not _is_finite(tensor):
+                raise ValueError(f"{path}: not finite: {name!r} holds NaN or infinity, so its predictions mean nothing")
+            tensors[name] = tensor.to(device, torch.float32)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Read once, without a copy: the least and the greatest are NaN where any value is."""
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def _joined_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -4,8 +4,10 @@ A release can have several published values of one benchmark, each under its sou
 only: their weights were never published.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 PRECISION = ("P@1", "P@5", "P@10")
 RECALL = ("R@1", "R@5", "R@10")
@@ -297,8 +299,15 @@ RELEASES = (
     Release("groundingdino-t-refcoco", "Grounding DINO-T, fine-tuned on each RefCOCO", "swin_t", "RefCOCO, + and g"),
     Release("groundingdino-l-refcoco", "Grounding DINO-L, fine-tuned on each RefCOCO", "swin_l", "RefCOCO, + and g"),
 )
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 BY_NAME = {release.name: release for release in RELEASES}
 RECIPE_START = BY_NAME["mm-gdino-b"]  # the weights that the RefCOCO recipe starts from
+
+
+def is_repository(path: Path) -> bool:
+    """Whether a path that does not exist reads as `owner/name`, a repository of the Hugging Face hub."""
+    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path))
+    return named is not None and path.suffix not in FILE_SUFFIXES and not path.parent.is_dir()
 
 
 def identify(sha256: str = "", hub: str = "", tensors: str = "") -> Release | None:

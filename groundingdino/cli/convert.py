@@ -23,10 +23,10 @@ class Arguments:
     """What to convert into what."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """file to read: mmdet's .pth, a folder of transformers' MMGroundingDinoForObjectDetection, or ours"""
+    """file to read: IDEA's or mmdet's .pth, a folder of transformers, or a checkpoint of ours"""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """file to write or replace; for huggingface a folder to make"""
-    to: Literal["native", "mmdet", "huggingface"] = "native"
+    to: Literal["native", "mmdet", "huggingface", "idea"] = "native"
     """format of the target: native is one safetensors file with everything that load_model needs"""
     text_heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """attention heads of a BERT of unusual size (default: one per 64 channels, at least 2)"""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from groundingdino.cli import console
+from groundingdino.cli import console, loading
 
 if TYPE_CHECKING:
     from groundingdino.evaluation import Evaluation, EvaluationOptions
@@ -45,7 +45,7 @@ class Arguments:
     """refcoco, refcoco+, grefcoco: val, testA, testB; refcocog: val, test; coco: val2017, val2017-48-17; lvis: minival,
     val; flickr30k: val, test; odinw: 13, 35; dod: concat, parallel; default: the first"""
     checkpoint: Path = Path("runs/refcoco/best.safetensors")
-    """a checkpoint of ours, from training or convert_checkpoint.py"""
+    """a checkpoint of ours, other weights, or the name of a release (`groundingdino models`)"""
     data_root: Path | None = None
     """holds the images and annotations in the protocol's own layout; default: refcoco, coco, flickr30k, odinw or d3"""
     dataset: Literal["refcoco", "refcoco+", "refcocog"] | None = None
@@ -105,7 +105,7 @@ class Session:
 
 def missing_checkpoint(arguments: Arguments) -> str | None:
     """One line about what is not there and how to get it; None where all is."""
-    if arguments.checkpoint.is_file() or arguments.score is not None:
+    if arguments.checkpoint.exists() or loading.is_name(arguments.checkpoint) or arguments.score is not None:
         return None
     return (
         f"no checkpoint at {arguments.checkpoint.absolute()}: train one (train.py), convert one "
@@ -125,9 +125,10 @@ def open_session(arguments: Arguments, world: "World") -> Session:
         header, _ = read_answers(arguments.score)
         scale, precision = header.get("scale", DEFAULT_SCALE), header.get("precision", arguments.precision)
         return Session(arguments, world, None, EvaluationOptions(None, precision, (scale[0], scale[1]), 0))
-    scale = arguments.scale or image_scale(arguments.checkpoint, DEFAULT_SCALE)
+    checkpoint = loading.resolved(arguments.checkpoint)
+    scale = arguments.scale or image_scale(checkpoint, DEFAULT_SCALE)
     options = EvaluationOptions(arguments.batch_size, arguments.precision, scale, arguments.workers)
-    return Session(arguments, world, load_detector(arguments.checkpoint, world.device), options)
+    return Session(arguments, world, load_detector(checkpoint, world.device), options)
 
 
 def answer(
@@ -148,7 +149,10 @@ def answer(
         if header.get("protocol") != identity["protocol"]:
             raise ValueError(f"{arguments.score} answers {header.get('protocol')!r}, not {identity['protocol']!r}")
         return Evaluation(protocol.score(answers), len(questions), prompts, 0.0, session.options)
-    identity |= {"checkpoint": fingerprint(arguments.checkpoint), "precision": session.options.precision}
+    identity |= {
+        "checkpoint": fingerprint(loading.resolved(arguments.checkpoint)),
+        "precision": session.options.precision,
+    }
     identity["scale"] = list(session.options.scale)
     store = AnswerStore(arguments.folder / f"{name}.answers", identity, arguments.resume)
     total = -(-prompts // session.world.size)  # of this process, about
@@ -177,9 +181,9 @@ def release_of(checkpoint: Path) -> str | None:
     """The released checkpoint that a file was converted from, if it is one."""
     from groundingdino.checkpoints.model_file import SOURCE_KEY, read_metadata
 
-    if not checkpoint.is_file():
+    if not checkpoint.exists() and not loading.is_name(checkpoint):
         return None
-    release = json.loads(read_metadata(checkpoint).get(SOURCE_KEY, "{}")).get("release")
+    release = json.loads(read_metadata(loading.resolved(checkpoint)).get(SOURCE_KEY, "{}")).get("release")
     return release if isinstance(release, str) else None
 
 

@@ -1,8 +1,10 @@
 """Which checkpoint and which device a command works with."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from groundingdino.checkpoints import zoo
 from groundingdino.runtime.files import open_file
 
 if TYPE_CHECKING:
@@ -19,10 +21,26 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def is_name(given: Path) -> bool:
+    """Whether it is no path but the name of a release or of a repository on the hub."""
+    return not given.exists() and (str(given) in zoo.BY_NAME or zoo.is_repository(given))
+
+
+@cache
+def resolved(given: Path) -> Path:
+    """`checkpoints.resolve`, asked once in this process: of weights of other programs the hash is taken."""
+    from groundingdino import checkpoints
+
+    return checkpoints.resolve(given)
+
+
 def find_checkpoint(given: Path | None) -> Path:
-    """The given one, or the only one near. ValueError where there are none or several."""
+    """The given one, or the only one near. ValueError where there are none or several.
+
+    A folder of transformers and a name of `checkpoints.zoo` or the hub are handed on: `checkpoints.resolve` knows them.
+    """
     if given is not None:
-        return regular_file(given)
+        return given if given.is_dir() or is_name(given) else regular_file(given)
     near = sorted(path for place in CHECKPOINT_PLACES for path in Path(place).glob("*.safetensors"))
     if len(near) == 1:
         return regular_file(near[0])

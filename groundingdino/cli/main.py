@@ -17,7 +17,9 @@ COMMANDS = {
     "predict": "find things in images",
     "demo": "try a checkpoint in the browser",
     "convert": "convert weights between formats",
+    "merge": "average checkpoints of one model",
     "info": "say what a checkpoint is",
+    "models": "list the released checkpoints",
     "data": "work on annotation files",
     "selfcheck": "check the operators on this machine",
 }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundingdino import checkpoints
 from groundingdino.checkpoints.model_file import image_scale, load_detector
 from groundingdino.inference.engine import (
     TOP_K_PER_CAPTION,
@@ -64,20 +65,23 @@ def load_model(
     precision: str = "fp32",
     scale: tuple[int, int] | None = None,
 ) -> "Predictor":
-    """A predictor from one checkpoint file.
+    """A predictor from weights.
 
     Args:
-        path: a checkpoint that `convert_checkpoint.py` or training wrote.
+        path: a checkpoint of ours; IDEA's, mmdet's or transformers' weights; the name of a release such as "mm-gdino-b"
+            (`groundingdino models` lists them), or "owner/name" on the Hugging Face hub. See `checkpoints.resolve`.
         device: "auto", "cpu", "cuda", "cuda:1", "npu:0", ...
         precision: see `Predictor`.
         scale: see `Predictor`; default is what the checkpoint was trained for, (800, 1333) where it does not say.
     Raises:
         ValueError: one line about what is wrong with the file, the device or the precision.
+        OSError: the cache of converted and downloaded weights cannot be written.
     """
+    checkpoint = checkpoints.resolve(path)
     chosen = devices.pick_device(device)
     devices.prepare_device(chosen)
-    model = load_detector(path, chosen)
-    return Predictor(model, chosen, precision, scale or image_scale(path, DEFAULT_SCALE), name=str(path))
+    model = load_detector(checkpoint, chosen)
+    return Predictor(model, chosen, precision, scale or image_scale(checkpoint, DEFAULT_SCALE), name=str(path))
 
 
 class Predictor:

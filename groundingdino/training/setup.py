@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from groundingdino.checkpoints import model_file, zoo
+from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints.hub import resolve
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
 from groundingdino.data import (
     Augmentation,
@@ -19,7 +20,7 @@ from groundingdino.data import (
     load_training,
 )
 from groundingdino.model import GroundingDINO, build_detector
-from groundingdino.runtime import devices, distributed
+from groundingdino.runtime import devices
 from groundingdino.runtime.distributed import World
 
 BYTES_PER_PIXEL = 3 * 4 + 1  # three float32 channels and whether it is real
@@ -30,12 +31,12 @@ logger = logging.getLogger(__name__)
 def initial_model(config: TrainConfig) -> GroundingDINO:
     """The model a new run starts with: `config.init_from`'s weights and sizes, or fresh ones of `config.model`.
 
-    Drop path and dropout always come from `config`. A .pth is converted first, beside it, once.
+    Drop path and dropout always come from `config`. Other programs' weights are converted first, into the cache, once.
     ValueError in one line for weights that are missing or of another model.
     """
     if config.init_from is None:
         return build_detector(config.model)
-    loaded = model_file.load_detector(_native_file(config.init_from))
+    loaded = model_file.load_detector(_initial_checkpoint(config.init_from))
     model = build_detector(with_rates(loaded.config, config.model))
     model.load_state_dict(loaded.state_dict())
     return model
@@ -47,23 +48,16 @@ def with_rates(sizes: ModelConfig, rates: ModelConfig) -> ModelConfig:
     return dataclasses.replace(sizes, backbone=backbone, fusion_dropout=rates.fusion_dropout)
 
 
-def _native_file(path: Path) -> Path:
-    target = path.with_suffix(".safetensors")
-    if path.suffix == ".safetensors" or (not path.exists() and target.exists()):
-        if not target.exists():
-            raise ValueError(f"weights not found: {path} does not exist; name another file with --init-from")
-        return target
-    if not path.exists():
-        url = next((release.url for release in zoo.RELEASES if release.url and release.file == path.name), None)
-        source = f"download it from {url}" if url else "check the path"
-        raise ValueError(f"weights not found: {path} does not exist; {source}, or name another file with --init-from")
-    if not target.exists() and distributed.is_main():
-        from groundingdino.checkpoints.convert import convert_file  # only here, and it is long
-
-        for line in convert_file(path, target).lines():
-            logger.info(line)
-    distributed.barrier()
-    return target
+def _initial_checkpoint(weights: Path) -> Path:
+    """The checkpoint that `weights` names. A missing .pth may have been converted by hand: then the one beside it."""
+    converted = weights.with_suffix(".safetensors")
+    if not weights.exists() and converted.exists():
+        logger.info("%s is not there, starting from %s", weights, converted)
+        return converted
+    try:
+        return resolve(weights)
+    except ValueError as error:
+        raise ValueError(f"weights not found or not usable: {error}; name others with --init-from") from error
 
 
 def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> TrainLoader:
