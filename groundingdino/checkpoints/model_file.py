@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats.upgrade import stored_names
-from groundingdino.checkpoints.messages import some
+from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
 from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
@@ -165,8 +165,8 @@ def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         )
     try:
         return model_config_from_dict(json.loads(metadata[CONFIG_KEY]))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a model config ({printable(str(error))})") from error
 
 
 def image_scale(path: str | Path, default: tuple[int, int]) -> tuple[int, int]:

@@ -324,3 +324,61 @@ def test_a_file_that_is_not_ours_is_refused_with_the_way_to_convert_it(golden, t
         load_detector(tmp_path / "nothing.safetensors")
     with pytest.raises(ValueError, match="a folder"):
         load_detector(tmp_path)
+
+
+# Configs and weights that cannot be
+
+BAD_FIELDS = {
+    "decoder_layers": 10**9,
+    "enhancer_layers": 0,
+    "num_heads": 8.0,
+    "width": True,
+    "num_levels": "4",
+    "num_queries": -1,
+    "fusion_dropout": math.nan,
+    "box_eps": math.inf,
+    "name": ["x"],
+    "backbone": None,
+    "text": [],
+}
+BAD_BACKBONE = {"depths": [2, 2, 10**6, 2], "num_heads": [], "window_size": None, "out_stages": [0.5], "surprise": 1}
+
+
+@pytest.mark.parametrize("field", [*BAD_FIELDS, *(f"backbone.{name}" for name in BAD_BACKBONE)])
+def test_a_config_field_of_another_type_or_size_is_refused_before_anything_is_built(saved, field):
+    path, _ = saved
+    config = json.loads(read_metadata(path)[model_file.CONFIG_KEY])
+    if field.startswith("backbone."):
+        config["backbone"][field.removeprefix("backbone.")] = BAD_BACKBONE[field.removeprefix("backbone.")]
+    else:
+        config[field] = BAD_FIELDS[field]
+    rewrite(path, {model_file.CONFIG_KEY: json.dumps(config)})
+    with pytest.raises(ValueError, match="not a model config") as refusal:
+        load_detector(path)
+    assert str(refusal.value).isprintable() and field.rpartition(".")[2] in str(refusal.value).lower()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", "[" * 100_000, '{"backbone": 1e999}'])
+def test_a_config_that_is_no_object_is_refused(saved, content):
+    path, _ = saved
+    rewrite(path, {model_file.CONFIG_KEY: content})
+    with pytest.raises(ValueError, match=r"model\.safetensors") as refusal:
+        load_detector(path)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(saved, value):
+    path, _ = saved
+    rewrite(path, level_embedding=torch.full((4, 32), value))
+    with pytest.raises(ValueError, match="not finite: 'level_embedding' holds NaN or infinity"):
+        load_detector(path)
+    assert not load_detector(path, allow_nonfinite=True).level_embedding.isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64])
+def test_weights_of_whole_numbers_are_refused(saved, dtype):
+    path, _ = saved
+    rewrite(path, level_embedding=torch.ones(4, 32, dtype=dtype))
+    with pytest.raises(ValueError, match="1 weights are not floating-point numbers: level_embedding"):
+        load_detector(path)

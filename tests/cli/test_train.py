@@ -98,7 +98,8 @@ def test_an_mmdet_checkpoint_is_converted_on_the_fly(golden: Path, tmp_path: Pat
     sides = ["--data.train-sides", "64", "--data.crop-probability", "0", "--epochs", "1", "--run-dir", "run"]
     found = train(*data, *sides, "--init-from", str(weights), "--save-every", "4", cwd=tmp_path)
     assert found.returncode == 0, found.stderr[-2000:]
-    assert (tmp_path / "tiny.safetensors").exists() and (tmp_path / "run/final.safetensors").exists()
+    assert (tmp_path / "run/final.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir() if "tiny" in path.name] == ["tiny.pth"]  # converted into the cache
     assert "learning rate 1.25e-05 (0.0002 for 32 images)" in found.stdout
 
 
