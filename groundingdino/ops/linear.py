@@ -36,11 +36,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
         (..., out).
     """
     if not uses_cpu_kernel(x, weight):
-        return activate(F.linear(x, weight, bias), activation)
+        return linear_reference(x, weight, bias, activation)
     if not needs_gradient(x, weight, bias):
         return product(x, weight, bias, activation)
     inputs = Inputs.apply(x, weight, bias)
     return _Product.apply(inputs[0].grad_fn, *inputs, activation)
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
+    """`linear` in plain torch, on every device."""
+    return activate(F.linear(x, weight, bias), activation)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -51,18 +56,23 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 class Linear(nn.Linear):
     """`nn.Linear` by `linear`."""
 
-    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return linear(x, self.weight, self.bias, activation)
+        return linear(x, self.weight, self.bias)
 
 
 def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
-    """a (B, R, K), b (B, K, C) -> (B, R, C) start + a b, start (C,), (B, R, 1) or None; by `linear` where it pays."""
+    """start + a b, (B, R, C); a (B, R, K), b (B, K, C), start (C,), (B, R, 1) or None. By `linear` where it pays."""
     if len(a) == 1 and (a.shape[1] >= MANY_ROWS or b.mT.is_contiguous()) and uses_cpu_kernel(a, b[0].mT):
         weight = b[0].mT
         if start is None or start.dim() == 1:
             return linear(a, weight, start)
         return linear(a, weight, None).add_(start)
+    return bmm_reference(a, b, start)
+
+
+def bmm_reference(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """`bmm` in plain torch, on every device."""
     return torch.bmm(a, b) if start is None else torch.baddbmm(start, a, b)
 
 
