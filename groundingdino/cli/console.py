@@ -27,7 +27,6 @@ INTERRUPTED = 130  # exit code, as shells have it for SIGINT
 OTHERS_WAIT = 3.0  # seconds that the other processes of a run leave the main one to report the same problem first
 ANSI_CODE = re.compile(r"\x1b\[[0-9;]*m")
 BORDER = re.compile(r"[╭╰+]|[│| ]*[─-]{4,}[│| ]*$")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UsageError(ValueError):
@@ -35,8 +34,8 @@ class UsageError(ValueError):
 
 
 def printable(text: object) -> str:
-    """The text with control characters, line breaks too, and surrogates escaped: it cannot steer a terminal."""
-    return CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), str(text))
+    """The text with all that is not printable escaped, line breaks too: it cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def one_line(text: object) -> str:
@@ -122,7 +121,11 @@ def run(prog: str, command: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever reads our output has seen enough, e.g. `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        where = f": {error.filename}" if error.filename is not None else ""
+        complain_once(prog, f"{error.strerror}{where}" if error.strerror else error)
+        return USER_ERROR
+    except ValueError as error:
         complain_once(prog, error)
         return USER_ERROR
     except KeyboardInterrupt:

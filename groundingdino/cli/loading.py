@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed"]
 
+MIN_SIDE, MAX_SIDE = 32, 8192  # pixels
 CHECKPOINT_PLACES = (".", "weights", "checkpoints")  # looked into where no --checkpoint is given
 
 
@@ -46,6 +47,12 @@ def find_checkpoint(given: Path | None) -> Path:
         return regular_file(near[0])
     found = ", ".join(str(path) for path in near) or "none"
     raise ValueError(f"which checkpoint? Give --checkpoint PATH (found in {', '.join(CHECKPOINT_PLACES)}: {found})")
+
+
+def check_scale(scale: tuple[int, int] | None) -> None:
+    """ValueError for sides that no image can be resized into, or that would take all memory."""
+    if scale is not None and not MIN_SIDE <= scale[0] <= scale[1] <= MAX_SIDE:
+        raise ValueError(f"--scale {scale[0]} {scale[1]}: short and long side go from {MIN_SIDE} to {MAX_SIDE} pixels")
 
 
 def load_predictor(

@@ -20,6 +20,8 @@ import tyro
 
 from groundingdino.cli import console, loading
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -114,10 +116,16 @@ def predict(arguments: Arguments) -> int:
     """Detections of every image that can be read. The exit code."""
     if not arguments.images:
         raise ValueError("no image given: name image files or folders")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size {arguments.batch_size}: at least one image runs at a time")
+    loading.check_scale(arguments.scale)
     make_prompt, checkpoint = prompt_maker(arguments), loading.find_checkpoint(arguments.checkpoint)
     paths = image_paths(arguments.images)
     pictures = picture_paths(arguments.save, paths)
     refuse_overwriting(arguments, list(pictures.values()), [checkpoint, *paths])
+    written = [*pictures.values(), *([arguments.json] if arguments.json else [])]
+    for folder in {path.parent for path in written}:
+        folder.mkdir(parents=True, exist_ok=True)
     prompt = make_prompt()
     from tqdm import tqdm
 
@@ -127,8 +135,6 @@ def predict(arguments: Arguments) -> int:
 
     limits = DetectionFilter(arguments.threshold, arguments.top_k, arguments.nms, not arguments.nms_across_labels)
     predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision, arguments.scale)
-    for folder in {picture.parent for picture in pictures.values()}:
-        folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(paths), unit="image", disable=len(paths) < 2 or not sys.stderr.isatty())
     unreadable = 0
     with _lines_file(arguments.json) as lines, bar:
@@ -140,7 +146,7 @@ def predict(arguments: Arguments) -> int:
                 continue
             _write_line(lines, {"image": str(path), "detections": to_json(found)})
             if image is not None and path in pictures:
-                draw_detections(image, found, enlarge=comfortable_factor(image.size)).save(pictures[path])
+                _save(draw_detections(image, found, enlarge=comfortable_factor(image.size)), pictures[path])
     return 1 if unreadable else 0
 
 
@@ -178,11 +184,26 @@ def _write_line(lines: IO[str], row: dict[str, Any]) -> None:
     lines.flush()
 
 
+def _save(picture: "Image.Image", path: Path) -> None:
+    from groundingdino.runtime.files import atomic_file
+
+    with atomic_file(path) as file:
+        picture.save(file, format=picture_format(path))
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that the suffix stands for."""
+    kind = path.suffix.lower().removeprefix(".")
+    return {"jpg": "jpeg", "tif": "tiff"}.get(kind, kind)
+
+
 def picture_paths(save: Path | None, paths: list[Path]) -> dict[Path, Path]:
     """Where each image's picture goes: to `save` itself, or into that folder under the image's name."""
     if save is None:
         return {}
     if len(paths) == 1 and save.suffix and not save.is_dir():
+        if save.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ValueError(f"--save {save}: a picture ends in {', '.join(PICTURE_SUFFIXES)}; several go to a folder")
         return {paths[0]: save}
     pictures: dict[Path, Path] = {}
     for path in paths:

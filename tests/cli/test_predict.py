@@ -33,7 +33,7 @@ def photos(tmp_path):
 
 
 def run(*arguments):
-    small = ["--scale", "96", "160"] if arguments[0] == "predict" else []
+    small = ["--scale", "96", "160"] if "--scale" not in arguments else []
     return command_line.main([str(argument) for argument in (*arguments, *small)])
 
 
@@ -104,6 +104,10 @@ def test_the_printed_boxes_are_the_predictors(checkpoint, photos, capsys):
         (["predict", "x.png", "--categories", "cat"], "which checkpoint"),
         (["predict", "x.png", "--categories", "cat", "--checkpoint", "none.safetensors"], "none.safetensors"),
         (["predict", "x.png", "--threshold", "high", "--categories", "cat"], "--threshold"),
+        (["predict", "x.png", "--batch-size", "0", "--categories", "cat"], "--batch-size 0"),
+        (["predict", "x.png", "--scale", "0", "0", "--categories", "cat"], "--scale 0 0"),
+        (["predict", "x.png", "--scale", "99999", "99999", "--categories", "cat"], "--scale 99999 99999"),
+        (["predict", "x.png", "--scale", "800", "600", "--categories", "cat"], "--scale 800 600"),
         (["predict", "x.png", "--tresholt", "1", "--categories", "cat"], "--tresholt"),
     ],
 )
@@ -134,6 +138,8 @@ def test_images_of_the_same_name_get_pictures_of_their_own(tmp_path):
         (["photos/a.png", "--save", "photos/a.png"], "--save would overwrite photos/a.png"),
         (["photos/a.png", "--save", "link.png"], "--save would overwrite link.png"),
         (["photos/a.jpg", "photos/b.png", "--save", "photos"], "--save would overwrite photos/a.jpg"),
+        (["photos/a.png", "--save", "out.xyz"], "a picture ends in .jpg"),
+        (["photos/a.png", "--save", "photos/a.png/x.png"], "File exists: photos/a.png"),
         (["photos/a.png", "--json", "photos/a.png"], "--json would overwrite photos/a.png"),
         (["photos/a.png", "--json", "tiny.safetensors"], "--json would overwrite tiny.safetensors"),
         (["photos/a.png", "--json", "photos"], "--json would write photos, which is a folder"),
