@@ -81,7 +81,7 @@ def _report(session: "Session", name: str, done: dict[str, Scored], figures: "Fi
     arguments, request = session.arguments, request_of(session.arguments)
     first = next(iter(done.values()))
     run = first.evaluation.report()
-    published = published_figures(session, figures)
+    published = published_figures(session, figures, run["images"])
     content: dict[str, Any] = {
         "protocol_name": arguments.name,
         "split": request.split,
@@ -112,16 +112,17 @@ def _report(session: "Session", name: str, done: dict[str, Scored], figures: "Fi
             yield f"pictures: {len(saved)} images with misses in {place}, the worst first"
 
 
-def published_figures(session: "Session", figures: "Figures") -> dict[str, float] | None:
+def published_figures(session: "Session", figures: "Figures", images: int) -> dict[str, float] | None:
     """Figures in percent of the same release, where they were measured as we did; None otherwise."""
     from groundingdino.checkpoints import zoo
     from groundingdino.cli import evaluate as shared
-    from groundingdino.evaluation.catalogue import published_names
+    from groundingdino.evaluation.catalogue import PUBLISHED_IMAGES, published_names
     from groundingdino.inputs.images import DEFAULT_SCALE
 
     arguments, request = session.arguments, request_of(session.arguments)
     same = session.options.scale == DEFAULT_SCALE and arguments.annotations is None and not figures.notes
     benchmark, names = published_names(arguments.name, request.split)
+    same = same and images == PUBLISHED_IMAGES.get(benchmark, images)
     row = zoo.published(shared.release_of(arguments.checkpoint), benchmark)
     if not same or arguments.names_per_caption is not None or row is None:
         return None

@@ -124,6 +124,10 @@ def combine(protocol: str, split: str, figures: Mapping[str, Figures], missing: 
     return only
 
 
+# Images of the benchmarks that are often cut to a part; a published figure is not shown beside a part's.
+PUBLISHED_IMAGES = {"coco val2017": 5_000, "lvis val1.0": 19_809}
+
+
 def published_names(protocol: str, split: str) -> tuple[str, tuple[str, ...]]:
     """The zoo's name of a benchmark, and what our figures call its numbers; "" for a number of another split."""
     if protocol == "lvis":

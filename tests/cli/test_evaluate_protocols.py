@@ -8,7 +8,10 @@ from golden_cases import tiny_model
 from protocol_data import LAYOUTS
 
 from groundingdino.checkpoints.model_file import SOURCE_KEY, save_detector
-from groundingdino.cli.evaluate import main
+from groundingdino.cli.evaluate import Arguments, Session, main
+from groundingdino.cli.evaluate_detection import published_figures
+from groundingdino.evaluation import EvaluationOptions
+from groundingdino.evaluation.report import Figures
 
 SMALL = ["--device", "cpu", "--workers", "0", "--scale", "48", "64"]
 RELEASE = "MM-GDINO-B, all"
@@ -79,7 +82,7 @@ def test_a_suite_reports_its_average_and_what_is_missing(place, capsys):
     [
         (
             ["lvis"],
-            "lvis_v1_minival_inserted_image_name.json: no such annotation file; lvis reads annotations/lvis_v1_",
+            "lvis_v1_minival_inserted_image_name.json: no such file; lvis reads annotations/lvis_v1_",
         ),
         (["lvis", "--split", "test"], "lvis has no split 'test': use one of minival, val"),
         (["odinw", "--data-root", "coco"], "odinw reads the data sets' folders, such as Aquarium/ and pothole/"),
@@ -90,6 +93,29 @@ def test_what_is_missing_is_said_in_one_line(place, capsys, arguments, message):
     assert main([*arguments, "--checkpoint", "model.safetensors", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "notes", "expected"),
+    [
+        ({"protocol": "coco"}, 5000, (), {"AP": 60.1}),
+        ({"protocol": "coco"}, 128, (), None),
+        ({"protocol": "coco", "annotations": Path("mine.json")}, 5000, (), None),
+        ({"protocol": "lvis", "split": "val"}, 19809, (), {"AP": 57.0, "APr": 54.4, "APc": 55.9, "APf": 59.2}),
+        ({"protocol": "lvis", "names_per_caption": 80}, 5000, (), None),
+        ({"protocol": "dod", "split": "parallel"}, 10, (), {"full AP": 24.0}),
+        ({"protocol": "dod"}, 10, (), {"full AP": 19.8}),
+        ({"protocol": "grefcoco"}, 10, (), {"F1_score": 46.1, "N_acc": 76.6}),
+        ({"protocol": "odinw"}, 10, (), {"average AP": 54.5}),
+        ({"protocol": "odinw"}, 10, ("a set is missing",), None),
+    ],
+)
+def test_published_figures_are_shown_only_where_they_were_measured_alike(place, changes, images, notes, expected):
+    arguments = Arguments(checkpoint=Path("model.safetensors"), **changes)
+    session = Session(arguments, None, None, EvaluationOptions())
+    assert published_figures(session, Figures({}, notes=notes), images) == expected
+    small = Session(arguments, None, None, EvaluationOptions(scale=(48, 64)))
+    assert published_figures(small, Figures({}), images) is None
 
 
 def test_retention_shows_two_reports_in_one_table(place, capsys):

@@ -229,5 +229,5 @@ def test_a_file_that_is_no_annotation_file_is_named(loader, tmp_path):
     (tmp_path / "a.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"a.json: expected an object with lists .* annotations, categories missing"):
         loader(tmp_path / "a.json", tmp_path)
-    with pytest.raises(ValueError, match=r"b.json: no such annotation file"):
+    with pytest.raises(ValueError, match=r"b.json: no such file"):
         loader(tmp_path / "b.json", tmp_path)
