@@ -18,6 +18,7 @@ from groundingdino.inputs.text import Spans
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
+MOST_SHOWN = 400  # characters of a message, which may quote anything
 MOST_CHARACTERS = 100_000  # of a caption; models read some hundred words
 MOST_PATH, MOST_NAME = 4095, 255  # bytes of a path, and of a name in it, that file systems take
 
@@ -92,7 +93,8 @@ class Problem(msgspec.Struct, frozen=True):
     fatal: bool = False  # the whole entry cannot be used
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.text}"
+        text = self.text if len(self.text) <= MOST_SHOWN else f"{self.text[:MOST_SHOWN]}..."
+        return f"{self.where}: {text}"
 
 
 class AnnotatedObject(msgspec.Struct, frozen=True, gc=False):

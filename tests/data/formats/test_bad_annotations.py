@@ -94,6 +94,14 @@ REFERENCES = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
         ("a.json", f'{{"images": {DEEP}, "annotations": []}}', "JSON nested too deeply"),
         ("a.json", '{"images": [{"id": 1, "licence": "\\ud83d"}], "annotations": []}', "half of a surrogate pair"),
         ("a.json", '{"images": [], "annotations": [', "not JSON .Input data was truncated"),
+        ("a.json", f'{{"filename": "a", "width": 9, "height": 9, "{"x" * 3000}": "\\ud83d"}}', "surrogate"),
+        (
+            "a.json",
+            '{"filename": "a", "width": 9, "height": 9, "grounding": {"caption": "'
+            + "a" * 3000
+            + '", "regions": [{"bbox": [1, 1, 5, 5], "phrase": "b"}]}}',
+            "names nothing",
+        ),
         ("a.json", '{"images": 5, "annotations": []}', r"Expected `array.*`, got `int` - at `\$.images`"),
         ("a.json", f'{{"filename": "a", "width": 1, "height": 1, "x": {DEEP}}}', "JSON nested too deeply"),
         (
@@ -196,6 +204,7 @@ def test_one_bad_entry_does_not_hide_the_others(tmp_path: Path):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
+        ({"image_id": "x" * 5000}, "no image has the id 'xxx"),
         ({"bbox": [90, 1, 5, 5]}, "lies outside the 50x50 image"),
         ({"bbox": [1, 1, 0, 5]}, "has no area"),
         ({"bbox": [1, 1, 5]}, "Expected `array` of length 4"),
@@ -210,7 +219,7 @@ def test_evaluation_data_are_checked_as_training_data_are(tmp_path: Path, fault:
     for load in (load_expressions, load_training):
         with pytest.raises(ValueError) as caught:
             load(tmp_path / "a.json")
-        assert message in str(caught.value) and "a.json: " in str(caught.value)
+        assert message in str(caught.value) and "a.json: " in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_expressions_know_the_size_that_their_boxes_belong_to(golden: Path):
