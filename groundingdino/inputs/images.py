@@ -4,23 +4,43 @@ What mmdet does with OpenCV is done here with Pillow and torch. An image is an u
 (3, h, w) uint8 RGB tensor until `normalize`. Sizes are (width, height) as in Pillow, in pixels, unless said otherwise.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundingdino.runtime.files import open_file
 from groundingdino.structures import ImageBatch
 
 MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255
 STD = (58.395, 57.12, 57.375)
 DEFAULT_SCALE = (800, 1333)  # most pixels of the short and of the long side
 ALPHA_CANVAS = (124, 117, 104)  # what mmcv puts under a gray image with transparency
+
+MAX_PIXELS = 2**27  # of one image: as RGBA and RGB below 1 GiB, and more than cameras have
+DEEPEST_LIST = 8  # of images within each other
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# EXIF orientation -> what turns the image upright
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUIET = threading.Lock()  # `warnings.catch_warnings` may not overlap between threads
 
 Size = tuple[int, int]
 
@@ -67,7 +87,7 @@ def load_image(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         return open_image(image)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return _decoded(image, "the Pillow image")
     if isinstance(image, Tensor):
         return _from_tensor(image)
     if isinstance(image, np.ndarray):
@@ -76,13 +96,16 @@ def load_image(image: ImageLike) -> Image.Image:
 
 
 def _from_tensor(image: Tensor) -> Image.Image:
+    if image.is_meta or image.is_nested or image.layout != torch.strided or image.is_quantized:
+        raise ValueError("an image tensor is dense and holds its values, got a meta, nested, sparse or quantized one")
     if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ValueError(f"an image tensor is (3, H, W) RGB, got {tuple(image.shape)}")
-    if image.is_floating_point():
+    if image.dtype in FLOATS:
+        image = image.detach().float()
         low, high = image.min().item(), image.max().item()
         if not (0 <= low and high <= 1):
             raise ValueError(f"a float image is in [0, 1], got [{low:g}, {high:g}]; do not normalize it before")
-        image = (image.float() * 255).round().to(torch.uint8)
+        image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise ValueError(f"an image tensor is uint8 or float in [0, 1], got {image.dtype}")
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
@@ -101,51 +124,92 @@ def _from_array(image: np.ndarray) -> Image.Image:
 def is_one_image(images: Any) -> bool:
     """Whether this is a single image rather than a folder, a list, or a batch in one array or tensor."""
     if isinstance(images, str | Path):
-        return not Path(images).is_dir()
+        return not os.path.isdir(images)
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
-    return not isinstance(images, Iterable) or isinstance(images, Image.Image)
+    return not isinstance(images, Iterable) or isinstance(images, Image.Image | bytes | bytearray | Mapping)
 
 
-def each_image(images: Any) -> Iterator[Any]:
-    """One image, a folder, a batch in one array or tensor, or an iterable of these -> the images, one by one."""
+def each_image(images: Any, depth: int = 0) -> Iterator[Any]:
+    """One image, a folder, a batch in one array or tensor, or an iterable of these -> the images, one by one.
+
+    Raises:
+        ValueError: for an iterable that contains itself, or is nested too deep.
+    """
     if is_one_image(images):
         yield images
+    elif depth == DEEPEST_LIST:
+        raise ValueError(f"images are nested over {DEEPEST_LIST} deep, or a list contains itself: pass a flat list")
     elif isinstance(images, str | Path):
         yield from image_files(images)
     else:
         for image in images:
-            yield from each_image(image)
+            yield from each_image(image, depth + 1)
 
 
 def open_image(path: Path | str) -> Image.Image:
     """The decoded RGB image of a file, upright by its EXIF tag.
 
     Raises:
-        ValueError: naming the file, if it is missing or cannot be decoded to the end.
+        ValueError: naming the file, if it is missing, no regular file, too large, or cannot be decoded to the end.
     """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such image file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+    with open_file(Path(path)) as file:
+        return _decoded(file, _printable(str(path)))
+
+
+def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:
+    """`to_rgb` of a file or a Pillow image, which may be read from a file only now; ValueError if that fails."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about what is decoded all the same
+        try:
+            if isinstance(source, Image.Image):
+                return to_rgb(source)
+            with Image.open(source) as image:
+                return to_rgb(image)
+        except Exception as error:  # Pillow's plugins raise whatever their parsing of damaged bytes runs into
+            raise ValueError(f"{shown}: not a readable image ({_printable(str(error)[:200])})") from error
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB image; mmcv `image/io.py::_pillow2array`. Transparency is dropped, but for gray with alpha."""
+    """An upright RGB image; mmcv `image/io.py::_pillow2array`. Transparency is dropped, but for gray with alpha.
+
+    16 bits of gray become 8 (mmcv cuts them off at 255, which makes such images white).
+
+    Raises:
+        ValueError: for an image without pixels, of more than `MAX_PIXELS`, or of numbers whose range is not known.
+    """
+    if image.width * image.height == 0:
+        raise ValueError(f"{image.width}x{image.height} pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}: cut it into tiles")
     image.load()  # some formats hold their EXIF tag behind the pixels
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "RGB":
         return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
     if image.mode != "LA":
         return image.convert("RGB")
     with_alpha = image.convert("RGBA")
     canvas = Image.new("RGB", with_alpha.size, ALPHA_CANVAS)
     canvas.paste(with_alpha, mask=with_alpha.getchannel("A"))
     return canvas
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF tag; 1, upright, where the EXIF data are damaged."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # as in `_decoded`; the pixels are sound
+        return 1
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -205,7 +205,7 @@ class TestLoader:
         elsewhere = TrainingSource(source.annotations, tmp_path)
         with pytest.raises(ValueError) as caught:
             list(loader(elsewhere, workers))
-        assert "no such image file" in str(caught.value) and "\n" not in str(caught.value)
+        assert "no such file" in str(caught.value) and "\n" not in str(caught.value)
 
     def test_a_batch_can_be_pinned_by_the_loader(self, source: TrainingSource, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 0)

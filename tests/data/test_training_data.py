@@ -326,7 +326,7 @@ class TestBadSamples:
         return source
 
     MESSAGES = {
-        1: "line 2: .*gone.png: no such image file",
+        1: "line 2: .*gone.png: no such file",
         2: "line 3: .*broken.png: not a readable image",
         3: r"line 4: object 2: box \[70, 1, 90, 30\] .* lies outside the 60x40 image",
         4: "line 5: a region names nothing",

@@ -223,7 +223,7 @@ class TestEvaluator:
         with pytest.raises(ValueError) as caught:
             evaluate_referring(tiny_model(), ReferringProtocol(lost, folder), replace(OPTIONS, workers=workers))
         wanted = "wanted by images entry 8 of the annotations"
-        assert str(caught.value) == f"{folder / 'gone.png'}: no such image file, {wanted}"
+        assert str(caught.value) == f"{folder / 'gone.png'}: no such file, {wanted}"
 
     def test_a_caption_longer_than_the_model_reads_is_cut_off(self, scenes: tuple[list[Expression], Path]):
         expressions, folder = scenes

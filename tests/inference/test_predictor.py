@@ -153,7 +153,7 @@ def test_exif_orientation_is_applied_to_files_and_images(predictor, photo, tmp_p
     ("image", "message"),
     [
         ("https://example.org/cat.jpg", "addresses are not fetched"),
-        ("missing.jpg", "missing.jpg: no such image file"),
+        ("missing.jpg", "missing.jpg: no such file"),
         (np.zeros((4, 5, 3), np.float32), "uint8 in 0..255, got float32"),
         (np.zeros((4, 5, 2), np.uint8), r"\(H, W, 3\) RGB, got \(4, 5, 2\)"),
         (torch.zeros(5, 4, 3), r"\(3, H, W\) RGB, got \(5, 4, 3\)"),

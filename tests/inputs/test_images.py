@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from groundingdino.inputs import images
 from groundingdino.inputs.images import (
     inference_size,
     normalize,
@@ -92,7 +95,7 @@ def test_normalising_uses_imagenets_mean_and_deviation_in_rgb_order():
 
 
 def test_a_missing_or_broken_image_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match="gone.jpg: no such image file"):
+    with pytest.raises(ValueError, match="gone.jpg: no such file"):
         open_image(tmp_path / "gone.jpg")
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ValueError, match="text.jpg: not a readable image"):
@@ -106,3 +109,85 @@ def test_a_missing_or_broken_image_is_named(tmp_path: Path):
     (tmp_path / "header.png").write_bytes(header)
     with pytest.raises(ValueError, match="header.png: not a readable image"):
         open_image(tmp_path / "header.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_of_gray_become_eight(tmp_path: Path, suffix: str):
+    values = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / f"gray.{suffix}")
+    found = np.asarray(images.open_image(tmp_path / f"gray.{suffix}"))
+    assert found.shape == (16, 16, 3) and found[0, 0, 0] == 0 and found[-1, -1, 0] == 255
+    assert np.abs(found[..., 0].astype(float) - values / 257).max() < 1
+
+
+def test_numbers_without_a_known_range_are_refused(tmp_path: Path):
+    Image.fromarray(np.random.default_rng(0).random((8, 8), dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="float.tif: not a readable image .its pixels are 32-bit numbers"):
+        images.open_image(tmp_path / "float.tif")
+
+
+def test_a_pipe_a_folder_and_a_device_are_refused_without_waiting(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path, what in ((tmp_path / "pipe.jpg", "pipe"), (tmp_path, "folder"), (Path("/dev/zero"), "device")):
+        with pytest.raises(ValueError, match=what):
+            images.open_image(path)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path):
+    """144 million pixels in a file of a hundred bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    with pytest.raises(ValueError, match="bomb.png: .*12000x12000 pixels, more than"):
+        images.open_image(tmp_path / "bomb.png")
+
+
+def test_damaged_exif_data_do_not_matter_and_pillows_warnings_stay_inside(tmp_path: Path, recwarn):
+    image = Image.effect_noise((32, 24), 50).convert("RGB")
+    image.save(tmp_path / "exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    image.quantize(8).save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
+    assert images.open_image(tmp_path / "exif.jpg").size == (32, 24)
+    assert images.open_image(tmp_path / "palette.png").mode == "RGB"
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_as_pillow_turns_it(orientation: int):
+    image = Image.effect_noise((5, 3), 50).convert("RGB")
+    image.getexif()[0x0112] = orientation
+    expected = ImageOps.exif_transpose(image)
+    assert np.array_equal(np.asarray(images.to_rgb(image)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(3, 4, 4, device="meta"), "meta"),
+        (torch.zeros(3, 4, 4).to_sparse(), "sparse"),
+        (torch.quantize_per_tensor(torch.zeros(3, 4, 4), 0.1, 0, torch.quint8), "quantized"),
+        (torch.zeros(3, 4, 4).to(torch.float8_e4m3fn), "float8"),
+        (torch.zeros(3, 4, 4, dtype=torch.complex64), "complex64"),
+        (torch.full((3, 4, 4), float("nan")), "nan"),
+        (b"bytes", "got bytes"),
+        ({"a": 1}, "got dict"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels"),
+        ("a\0b.jpg", "cannot be the name"),
+        ("\ud800.jpg", "no such file|cannot be"),
+        (np.full((4, 4, 3), None), "got object"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(image, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        images.load_image(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_contains_itself_is_refused():
+    endless: list = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="contains itself"):
+        list(images.each_image(endless))
