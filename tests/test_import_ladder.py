@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "groundingdino"
 
 # Top rung first. A folder's name stands for everything in it; a module that is not listed belongs to no rung and fails.
 LADDER = (
-    ("__main__", "cli", "util"),
+    ("__main__", "cli", "util", "models", "datasets"),
     ("training",),
     ("evaluation",),
     ("inference",),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -72,12 +73,17 @@ class CaptionTokenizer:
         tokenizer.normalizer = BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = BertPreTokenizer()
         tokenizer.post_processor = BertProcessing(("[SEP]", SEP_ID), ("[CLS]", CLS_ID))  # by place: 0.23 renamed them
+        tokenizer.decoder = WordPieceDecoder()
         self._tokenizer = tokenizer
 
     def encode(self, caption: str) -> EncodedCaption:
         """Token ids and character offsets of the whole caption."""
         encoding = self._tokenizer.encode(caption)
         return EncodedCaption(tuple(encoding.ids), tuple(encoding.offsets))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The words of token ids, without [CLS], [SEP] and padding; pieces of a word are joined."""
+        return self._tokenizer.decode(list(token_ids))
 
 
 @cache

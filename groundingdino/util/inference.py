@@ -3,8 +3,9 @@
 Code that imports `load_model, load_image, predict, annotate, Model` from here keeps running: the signatures and the
 return types are IDEA's. What differs, because the model or the promise does:
 
-* `model_config_path` is not read: our checkpoint holds its config. IDEA's own weights belong to another head and are
-  refused; use MM-Grounding-DINO weights that `convert_checkpoint.py` converted.
+* `model_config_path` need not exist: weights tell their size. Where it does, its backbone must be that of the weights.
+* `model_checkpoint_path` may be IDEA's .pth, or whatever else `checkpoints.resolve` takes, also a name such as
+  "mm-gdino-b".
 * `device` defaults to the best device there is, not to "cuda".
 * `load_image` honours the EXIF orientation.
 * `predict_with_classes` scores a class by the mean over its own tokens, so that it always has a class id and
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from groundingdino import checkpoints
 from groundingdino.boxes import cxcywh_to_xyxy
 from groundingdino.checkpoints.model_file import load_detector
 from groundingdino.inference.engine import Engine
@@ -31,8 +33,11 @@ from groundingdino.inference.visualize import draw_detections
 from groundingdino.inputs.images import ImageGeometry, normalize, open_image, resize_for_inference
 from groundingdino.inputs.text import SEPARATORS, EncodedCaption, default_tokenizer
 from groundingdino.model import GroundingDINO
+from groundingdino.models import BACKBONES
 from groundingdino.runtime import devices
 from groundingdino.structures import Detections, ImageBatch
+from groundingdino.util.slconfig import SLConfig
+from groundingdino.util.utils import Tokenizer
 
 if TYPE_CHECKING:
     import supervision
@@ -47,10 +52,27 @@ def preprocess_caption(caption: str) -> str:
 
 
 def load_model(
-    model_config_path: str | Path | None, model_checkpoint_path: str | Path, device: Device = "auto"
+    model_config_path: str | Path | None,
+    model_checkpoint_path: str | Path,
+    device: Device = "auto",
+    text_encoder_type: str | Path | None = None,
 ) -> GroundingDINO:
-    """The model of a checkpoint of ours. ValueError as `checkpoint.load_detector`."""
-    return load_detector(model_checkpoint_path, devices.pick_device(str(device)))
+    """The model of IDEA's weights, ours, or any others that `checkpoints.resolve` takes.
+
+    Args:
+        model_config_path: IDEA's config file; checked against the weights where it exists.
+        text_encoder_type: not used: vocabulary and BERT are in the package and the weights.
+    Raises:
+        ValueError: weights that cannot be used, or of another backbone than the config file names.
+    """
+    model = load_detector(checkpoints.resolve(model_checkpoint_path), devices.pick_device(str(device)))
+    if model_config_path is not None and Path(model_config_path).is_file():
+        named = SLConfig.fromfile(model_config_path).get("backbone")
+        found = model.config.backbone.embed_dim
+        if named in BACKBONES and BACKBONES[named]().backbone.embed_dim != found:
+            raise ValueError(f"{model_config_path} names {named}, the weights have a backbone of width {found}")
+    vars(model)["tokenizer"] = Tokenizer()  # which clients fetch from the model
+    return model
 
 
 def load_image(image_path: str | Path) -> tuple[np.ndarray, Tensor]:
@@ -138,7 +160,13 @@ class Model:
     ) -> None:
         self.model = load_model(model_config_path, model_checkpoint_path, device)
         self.device = next(self.model.parameters()).device
-        self._predictor = Predictor(self.model)
+
+    def _predictor(self) -> Predictor:
+        """Of `model`, which clients set themselves after `Model.__new__(Model)`."""
+        made = self.__dict__.get("_made")
+        if made is None or made.model is not self.model:
+            made = self.__dict__["_made"] = Predictor(self.model)
+        return made
 
     def predict_with_caption(
         self, image: np.ndarray, caption: str, box_threshold: float = 0.35, text_threshold: float = 0.25
@@ -153,7 +181,7 @@ class Model:
         self, image: np.ndarray, classes: list[str], box_threshold: float, text_threshold: float
     ) -> "supervision.Detections":
         """(H, W, 3) BGR image -> detections whose class_id is the index in `classes`, one class a box."""
-        found = self._predictor.predict(_rgb(image), categories=classes, threshold=box_threshold)
+        found = self._predictor().predict(_rgb(image), categories=classes, threshold=box_threshold)
         assert isinstance(found, Detections)
         best = {tuple(box): row for row, box in reversed(list(enumerate(found.boxes.tolist())))}
         rows = sorted(best.values())

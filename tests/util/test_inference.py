@@ -87,7 +87,7 @@ def test_phrases_keep_words_whole_and_combined_ones_can_be_avoided():
 
 def test_signatures_are_ideas():
     expected = {
-        inference.load_model: ["model_config_path", "model_checkpoint_path", "device"],
+        inference.load_model: ["model_config_path", "model_checkpoint_path", "device", "text_encoder_type"],
         inference.load_image: ["image_path"],
         inference.predict: "model image caption box_threshold text_threshold device remove_combined".split(),
         inference.annotate: ["image_source", "boxes", "logits", "phrases"],

@@ -1,0 +1,1 @@
+"""For code written against IDEA-Research/GroundingDINO; see `transforms`. Data sets of ours are in `data`."""
