@@ -63,7 +63,7 @@ class Linear(nn.Linear):
 
 def bmm(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
     """start + a b, (B, R, C); a (B, R, K), b (B, K, C), start (C,), (B, R, 1) or None. By `linear` where it pays."""
-    if len(a) == 1 and (a.shape[1] >= MANY_ROWS or b.mT.is_contiguous()) and uses_cpu_kernel(a, b[0].mT):
+    if len(a) == 1 and uses_cpu_kernel(a, b[0].mT) and (a.shape[1] >= MANY_ROWS or b.mT.is_contiguous()):
         weight = b[0].mT
         if start is None or start.dim() == 1:
             return linear(a, weight, start)
