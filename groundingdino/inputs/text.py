@@ -85,6 +85,10 @@ class CaptionTokenizer:
         """The words of token ids, without [CLS], [SEP] and padding; pieces of a word are joined."""
         return self._tokenizer.decode(list(token_ids))
 
+    def save(self, path: Path) -> None:
+        """Write it as a tokenizer.json, which the `tokenizers` library of any language reads."""
+        self._tokenizer.save(str(path))
+
 
 @cache
 def default_tokenizer() -> CaptionTokenizer:

@@ -1,0 +1,139 @@
+"""Write a model as an ONNX file, and compare onnxruntime's answers with the model's own.
+
+    groundingdino export model.safetensors out/ --size 800 1333
+    groundingdino export model.safetensors out/ --images photo.jpg --caption "a cat. remote control."
+    groundingdino export model.safetensors out/ --categories names.txt
+
+The folder gets model.onnx, tokenizer.json and example.py, which runs them without this package. Needs the extra:
+pip install "groundingdino[export]". Exit code 1: an answer in float32 differs by more than 0.001.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from groundingdino.cli import console, loading
+
+if TYPE_CHECKING:
+    from groundingdino.inference import export
+    from groundingdino.model.detector import GroundingDINO
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to export, in which form, and what to compare on."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """a .safetensors file"""
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """a new or empty folder"""
+    to: Literal["onnx"] = "onnx"
+    """format"""
+    form: Literal["text", "x-anylabeling"] = "text"
+    """names of the inputs: ours, or those that X-AnyLabeling feeds (with its .yaml)"""
+    categories: Path | None = None
+    """file with a name a line: the text becomes part of the graph, which gives one score for each name"""
+    size: tuple[int, int] = (800, 1333)
+    """height and width of the image that the graph takes; a smaller one is padded with zeros"""
+    opset: int = 20
+    """version of ONNX's operators; 20 or later"""
+    fp16: bool = False
+    """weights and arithmetic in half precision"""
+    images: tuple[Path, ...] = ()
+    """images to compare on; default is a drawn scene"""
+    caption: str = "a red circle. the largest square."
+    """caption to compare with"""
+
+
+def export_model(arguments: Arguments) -> int:
+    """Export, compare, report. The exit code."""
+    checkpoint = loading.regular_file(arguments.checkpoint)
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{" and ".join(missing)} missing: pip install "groundingdino[export]"')
+    if arguments.opset < 20:
+        raise ValueError(f"opset {arguments.opset}: 20 is the first with GridSample and Gelu as they are needed here")
+    if arguments.categories and arguments.form != "text":
+        raise ValueError(
+            "--categories and --form x-anylabeling exclude each other: X-AnyLabeling sends the text itself"
+        )
+
+    from groundingdino.checkpoints.model_file import load_detector
+    from groundingdino.inference import export
+    from groundingdino.inputs.images import open_image
+    from groundingdino.runtime.files import atomic_folder, write_text
+
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they tell of every operator that they leave as it is
+        logging.getLogger(name).setLevel(logging.ERROR)
+    pictures = [open_image(path) for path in arguments.images] or [_scene()]
+    form = _form(arguments, load_detector(checkpoint).eval())
+    options = export.Options(arguments.size, arguments.opset, arguments.fp16)
+    text = export.encode_caption(arguments.caption)
+    given = [(export.fitted_image(picture, options.size), text) for picture in pictures]
+    expected = [export.answer_here(form, *each) for each in given]
+    with atomic_folder(arguments.folder) as folder:
+        export.write_onnx(form, folder, options)
+        if arguments.form == "x-anylabeling":
+            write_text(folder / "x-anylabeling.yaml", _settings(arguments, form.model.config.name))
+    print(f"wrote {arguments.folder}: {', '.join(sorted(path.name for path in arguments.folder.iterdir()))}")
+    session = export.Session(arguments.folder / export.MODEL_FILE)
+    parities = [export.compare(session.answer(form, *each), own) for each, own in zip(given, expected, strict=True)]
+    names = [str(path) for path in arguments.images] or ["a drawn scene"]
+    print("\n".join(f"{name}: {_line(parity)}" for name, parity in zip(names, parities, strict=True)))
+    return 0 if arguments.fp16 or all(parity.within for parity in parities) else 1
+
+
+def _scene():
+    from random import Random
+
+    from groundingdino.data.synthetic import make_scene, render
+
+    return render(make_scene(Random(0), size=384))
+
+
+def _form(arguments: Arguments, model: "GroundingDINO") -> "export.Form":
+    from groundingdino.inference import export
+    from groundingdino.inference.prompts import Categories, resolve
+    from groundingdino.inputs.text import default_tokenizer
+
+    if arguments.categories is not None:
+        lines = loading.regular_file(arguments.categories).read_text(encoding="utf-8").splitlines()
+        names = Categories([line.strip() for line in lines if line.strip()])
+        return export.CategoryForm(model, resolve(names, default_tokenizer(), model.config.max_tokens))
+    return (export.XAnyLabelingForm if arguments.form == "x-anylabeling" else export.TextForm)(model)
+
+
+def _settings(arguments: Arguments, name: str) -> str:
+    """X-AnyLabeling's settings of a custom model."""
+    height, width = arguments.size
+    rows = {
+        "type": "grounding_dino",
+        "name": f"mm_groundingdino_{name}",
+        "display_name": f"MM-Grounding-DINO ({name})",
+        "model_type": "groundingdino_swint_ogc",  # chooses the tokenizer and the longest text; the same for all sizes
+        "model_path": "model.onnx",
+        "input_width": width,
+        "input_height": height,
+        "box_threshold": 0.3,
+        "text_threshold": 0.25,
+    }
+    return "".join(f"{key}: {value}\n" for key, value in rows.items())
+
+
+def _line(parity: "export.Parity") -> str:
+    return (
+        f"largest difference {parity.scores:.1e} (logits or scores), {parity.boxes:.1e} (boxes); "
+        f"{parity.rows - parity.rows_apart} of {parity.rows} rows equal; best detections "
+        f"{'the same' if parity.same_detections else 'DIFFER'}; onnxruntime {parity.seconds:.2f} s, "
+        f"torch {parity.seconds_here:.2f} s"
+    )
+
+
+def main(arguments: Sequence[str], prog: str = "groundingdino export") -> int:
+    """The exit code."""
+    return console.run(prog, lambda: export_model(console.parse(Arguments, arguments, prog, description=__doc__)))

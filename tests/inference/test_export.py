@@ -1,0 +1,192 @@
+"""`groundingdino export`, run as a user would, on a small detector with random weights."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import TINY
+from PIL import Image
+
+from benchmarks.random_checkpoint import random_model
+from groundingdino.checkpoints.model_file import save_detector
+from groundingdino.cli import main as command_line
+from groundingdino.config import BackboneConfig
+from groundingdino.inference import export, onnx_example
+from groundingdino.inference.prompts import Categories, resolve
+from groundingdino.inputs.text import collate_text, default_tokenizer
+
+onnx = pytest.importorskip("onnx", reason="needs the extra export")
+pytest.importorskip("onnxscript", reason="needs the extra export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+
+BACKBONE = BackboneConfig(16, (2, 1, 1, 1), (1, 2, 4, 8), 7, drop_path_rate=0.0)
+SMALL = replace(TINY, name="small", backbone=BACKBONE, enhancer_layers=1, decoder_layers=1)
+HEIGHT, WIDTH = 96, 136  # no multiple of the windows' or the last stage's strides
+NAMES = ["cat", "remote control", "television set"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_detector(path, random_model(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(golden):
+    names = ("cat_150x225", "tall_398x60", "wide_40x420")  # nearly the graph's shape, and padded a lot
+    return [golden / "data" / "images" / f"{name}.png" for name in names]
+
+
+def run(*arguments):
+    return command_line.main([str(argument) for argument in ("export", *arguments)])
+
+
+def exported(folder, checkpoint, photos, *options):
+    sizes = ["--size", HEIGHT, WIDTH, "--images", *photos, "--caption", "the cat on the left. a dog"]
+    assert run(checkpoint, folder, *sizes, *options) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_folder(checkpoint, photos, tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("onnx") / "text", checkpoint, photos)
+
+
+@pytest.mark.slow
+def test_the_graph_holds_operators_of_onnx_alone_and_no_loop(text_folder):
+    model = onnx.load(text_folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    operators = [node.op_type for node in model.graph.node]
+    assert not {"Loop", "Scan", "If", "SequenceAt"} & set(operators)
+    assert operators.count("GridSample") == SMALL.num_levels * (SMALL.enhancer_layers + SMALL.decoder_layers)
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
+
+
+@pytest.mark.slow
+def test_onnxruntime_gives_the_models_answers_for_any_caption_and_padding(text_folder, photos, checkpoint):
+    form = export.TextForm(random_model(SMALL))
+    session = export.Session(text_folder / "model.onnx")
+    for photo, caption in zip(photos, ("dog", "the tall tower, lit from behind", "cat. " * 60), strict=True):
+        given = export.fitted_image(Image.open(photo).convert("RGB"), (HEIGHT, WIDTH)), export.encode_caption(caption)
+        parity = export.compare(session.answer(form, *given), export.answer_here(form, *given))
+        assert parity.within, parity
+
+
+@pytest.mark.slow
+def test_the_example_beside_the_model_finds_what_the_model_finds(text_folder, photos):
+    caption = "a cat. remote control."
+    program = [sys.executable, "example.py", str(photos[0].absolute()), caption]
+    done = subprocess.run(program, cwd=text_folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "" or done.stdout.split()[0] in caption
+    image, form = Image.open(photos[0]).convert("RGB"), export.TextForm(random_model(SMALL))
+    answer = export.answer_here(form, export.fitted_image(image, (HEIGHT, WIDTH)), export.encode_caption(caption))
+    chances = torch.from_numpy(answer.scores).sigmoid()
+    onnx_example.FOLDER = text_folder
+    found = onnx_example.detect(image, caption, threshold=0.0)
+    assert len(found) == 2 * SMALL.num_queries
+    best = {name: max(score for each, score, _ in found if each == name) for name in ("a cat", "remote control")}
+    expected = [chances[:, 1:3].mean(dim=1).max().item(), chances[:, 4:6].mean(dim=1).max().item()]
+    assert list(best.values()) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_names_in_the_graph_give_one_score_each_also_those_of_several_tokens(checkpoint, photos, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    folder = exported(tmp_path / "out", checkpoint, photos[:1], "--categories", tmp_path / "names.txt")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["pixels"]
+    assert [entry.shape for entry in session.get_outputs()] == [[1, 60, 3], [1, 60, 4]]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["names"]) == NAMES
+    assert not any("text_encoder" in tensor.name for tensor in onnx.load(folder / "model.onnx").graph.initializer)
+
+
+@pytest.mark.slow
+def test_x_anylabeling_finds_the_inputs_that_it_feeds_and_its_settings(checkpoint, photos, tmp_path):
+    folder = exported(tmp_path / "out", checkpoint, photos[:1], "--form", "x-anylabeling")
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    named = ["img", "input_ids", "token_type_ids", "position_ids", "attention_mask", "text_token_mask"]
+    assert [entry.name for entry in session.get_inputs()] == named
+    assert [entry.name for entry in session.get_outputs()] == ["logits", "boxes"]
+    settings = dict(line.split(": ") for line in (folder / "x-anylabeling.yaml").read_text().splitlines())
+    assert settings["type"] == "grounding_dino"
+    assert (settings["input_height"], settings["input_width"]) == (str(HEIGHT), str(WIDTH))
+
+
+@pytest.mark.slow
+def test_answers_that_differ_end_with_exit_code_1(text_folder, photos, tmp_path, monkeypatch, capsys):
+    def write_another(form, folder, options):
+        shutil.copytree(text_folder, folder, dirs_exist_ok=True)
+
+    save_detector(tmp_path / "other.safetensors", random_model(SMALL, seed=1))
+    monkeypatch.setattr(export, "write_onnx", write_another)
+    size = ("--size", HEIGHT, WIDTH, "--images", photos[0])
+    assert run(tmp_path / "other.safetensors", tmp_path / "out", *size) == 1
+    assert "best detections DIFFER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("caption", ["cat. ", "the man, left of it? a dog. ", "a. b.. c", "no separator ", "."])
+def test_the_example_makes_the_masks_of_the_packaged_tokenizer(caption, tmp_path, monkeypatch):
+    default_tokenizer().save(tmp_path / "tokenizer.json")
+    monkeypatch.setattr(onnx_example, "FOLDER", tmp_path)
+    given, _ = onnx_example.text_of(caption)
+    expected = collate_text([default_tokenizer().encode(caption)])
+    for name, array in given.items():
+        assert np.array_equal(array, getattr(expected, name).numpy()), name
+
+
+def test_the_example_reads_images_as_the_package_does(photos):
+    for photo in photos:
+        image = Image.open(photo).convert("RGB")
+        expected = export.fitted_image(image, (HEIGHT, WIDTH)).pixels.numpy()
+        assert np.abs(onnx_example.pixels_of(image, HEIGHT, WIDTH) - expected).max() < 1e-5
+
+
+def test_padding_is_found_in_the_pixels(photos):
+    form = export.TextForm(random_model(SMALL))
+    for photo in photos:
+        given = export.fitted_image(Image.open(photo).convert("RGB"), (HEIGHT, WIDTH))
+        assert torch.equal(form.images(given.pixels).valid, given.valid)
+
+
+def answer(scores, boxes):
+    return export.Answer(np.array(scores, np.float32), np.array(boxes, np.float32), 0.0)
+
+
+def test_a_row_that_differs_is_counted_and_one_that_changed_places_is_found_again():
+    rows = [[0.9, -np.inf], [0.5, -np.inf]], [[0.1] * 4, [0.2] * 4]
+    same = export.compare(answer(*rows), answer(*rows))
+    assert same.within and same.scores == 0
+    swapped = export.compare(answer(rows[0][::-1], rows[1][::-1]), answer(*rows))
+    assert (swapped.rows_apart, swapped.same_detections, swapped.within) == (2, True, False)
+    moved = export.compare(answer(rows[0], [[0.1] * 4, [0.2, 0.2, 0.2, 0.21]]), answer(*rows))
+    assert (moved.rows_apart, moved.same_detections) == (1, False)
+    assert moved.boxes == pytest.approx(0.01)
+
+
+def test_names_that_need_two_captions_are_refused_with_the_number_that_fits():
+    names = [f"name {number}" for number in range(100)]
+    prompt = resolve(Categories(names), default_tokenizer())
+    with pytest.raises(ValueError, match="100 names need 2 captions.*the first [1-9]"):
+        export.CategoryForm(random_model(SMALL), prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--opset", "17"), "opset 17: 20 is the first"),
+        (("--form", "x-anylabeling", "--categories", "names.txt"), "exclude each other"),
+        (("--images", "gone.jpg"), "gone.jpg: no such image file"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_one_line(options, message, checkpoint, tmp_path, capsys):
+    assert run(checkpoint, tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
