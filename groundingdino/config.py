@@ -7,31 +7,40 @@ plain data, so a model is rebuilt from its file alone.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+# Ranges of a model's sizes: wide for anything that could be trained, narrow enough that no file asks for a galaxy.
+Count = Annotated[int, msgspec.Meta(ge=1, le=100)]  # layers, heads, levels, points
+Width = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+Entries = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]  # queries, tokens, words
+Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Stages = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=8)]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """Swin Transformer (Liu et al. 2021) as mmdet builds it."""
 
-    embed_dim: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    window_size: int
-    out_stages: tuple[int, ...] = (1, 2, 3)
-    drop_path_rate: float = 0.3
+    embed_dim: Width
+    depths: Stages
+    num_heads: Stages
+    window_size: Count
+    out_stages: tuple[Annotated[int, msgspec.Meta(ge=0, lt=8)], ...] = (1, 2, 3)
+    drop_path_rate: Rate = 0.3
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """BERT encoder; the defaults are bert-base-uncased."""
 
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    ffn_width: int = 3072
-    vocabulary: int = 30522
-    max_positions: int = 512
+    width: Width = 768
+    num_layers: Count = 12
+    num_heads: Count = 12
+    ffn_width: Width = 3072
+    vocabulary: Entries = 30522
+    max_positions: Entries = 512
 
 
 @dataclass(frozen=True)
@@ -41,22 +50,22 @@ class ModelConfig:
     name: str
     backbone: BackboneConfig
     text: TextConfig = field(default_factory=TextConfig)
-    width: int = 256
-    num_heads: int = 8
-    num_levels: int = 4
-    num_points: int = 4
-    ffn_width: int = 2048
-    text_layer_heads: int = 4
-    text_layer_ffn_width: int = 1024
-    fusion_width: int = 1024
-    fusion_heads: int = 4
-    fusion_dropout: float = 0.1
-    enhancer_layers: int = 6
-    decoder_layers: int = 6
-    num_queries: int = 900
-    num_labels: int = 256  # rows of the denoising label embedding
-    num_denoising: int = 100  # objects an image is shown in all denoising groups together, with little noise
-    max_tokens: int = 256
+    width: Width = 256
+    num_heads: Count = 8
+    num_levels: Count = 4
+    num_points: Count = 4
+    ffn_width: Width = 2048
+    text_layer_heads: Count = 4
+    text_layer_ffn_width: Width = 1024
+    fusion_width: Width = 1024
+    fusion_heads: Count = 4
+    fusion_dropout: Rate = 0.1
+    enhancer_layers: Count = 6
+    decoder_layers: Count = 6
+    num_queries: Entries = 900
+    num_labels: Entries = 256  # rows of the denoising label embedding
+    num_denoising: Entries = 100  # objects an image is shown in all denoising groups together, with little noise
+    max_tokens: Entries = 256
     box_eps: float = 1e-5  # of the inverse sigmoid in the decoder's box heads; 1e-3 in IDEA's Grounding DINO
 
 
@@ -107,76 +116,52 @@ def model_config_to_dict(config: ModelConfig) -> dict[str, Any]:
 def model_config_from_dict(data: Any) -> ModelConfig:
     """The inverse of `model_config_to_dict`.
 
-    Raises:
-        ValueError: names a field that this version does not know or misses, or whose value is not of its type or
-            outside its range.
+    ValueError names a field that is missing, unknown to this version, of another type, out of its range, or at odds
+    with another one.
     """
-    if not isinstance(data, dict):
-        raise ValueError("not a model config: expected an object of fields")
-    parts = {"backbone": _record(BackboneConfig, data.get("backbone")), "text": _record(TextConfig, data.get("text"))}
-    return _record(ModelConfig, {**data, **parts})
+    try:
+        config = msgspec.convert(data, ModelConfig)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"not a model config of this version of groundingdino: {error}") from error
+    known = model_config_to_dict(config)
+    for found, expected in (
+        (data, known),
+        (data["backbone"], known["backbone"]),
+        (data.get("text", {}), known["text"]),
+    ):
+        unknown = sorted(map(str, found.keys() - expected.keys()))
+        if unknown:
+            raise ValueError(f"not a model config of this version of groundingdino: unknown {', '.join(unknown)[:200]}")
+    problem = _contradiction(config)
+    if problem is not None:
+        raise ValueError(f"a model config at odds with itself: {problem}")
+    return config
 
 
-# The least and greatest value of each size: wide of any model there is, and narrow enough to be built.
-SIZE_RANGES: dict[str, tuple[int, int]] = {
-    "window_size": (1, 64),
-    "num_heads": (1, 128),
-    "text_layer_heads": (1, 128),
-    "fusion_heads": (1, 128),
-    "num_levels": (1, 8),
-    "num_points": (1, 64),
-    "num_layers": (1, 64),
-    "enhancer_layers": (1, 64),
-    "decoder_layers": (1, 64),
-    "depths": (1, 64),
-    "out_stages": (0, 7),
-    "num_denoising": (0, 100_000),
-    "num_queries": (1, 100_000),
-    "num_labels": (1, 100_000),
-    "vocabulary": (1, 1_000_000),
-    "max_positions": (1, 100_000),
-    "max_tokens": (2, 100_000),
-}
-WIDTH_RANGE = (1, 16_384)  # of every other whole number
-
-
-Record = TypeVar("Record", BackboneConfig, TextConfig, ModelConfig)
-
-
-def _record(cls: type[Record], data: Any) -> Record:
-    """A record from its plain fields. ValueError as `model_config_from_dict`."""
-    if not isinstance(data, dict):
-        raise ValueError(f"not a model config of this version of groundingdino: {cls.__name__} is no object of fields")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = [str(name) for name in data if name not in fields]
-    missing = [name for name, field in fields.items() if name not in data and _has_no_default(field)]
-    if unknown or missing:
-        what = f"has {', '.join(unknown)}" if unknown else f"lacks {', '.join(missing)}"
-        raise ValueError(f"not a model config of this version of groundingdino: {cls.__name__} {what[:200]!r}")
-    return cls(**{name: _checked_value(name, str(fields[name].type), value) for name, value in data.items()})
-
-
-def _has_no_default(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _checked_value(name: str, kind: str, value: Any) -> Any:
-    low, high = SIZE_RANGES.get(name, WIDTH_RANGE)
-    if "tuple" in kind:
-        valid = isinstance(value, (list, tuple)) and 1 <= len(value) <= 8
-        valid = valid and all(type(item) is int and low <= item <= high for item in value)
-        expected = f"1 to 8 whole numbers from {low} to {high}"
-    elif "int" in kind:
-        valid, expected = type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
-    elif "float" in kind:
-        valid, expected = type(value) in (int, float) and 0 <= value < 1, "a number from 0 to 1"
-    elif "str" in kind:
-        valid, expected = isinstance(value, str) and len(value) <= 200, "a text of at most 200 characters"
-    else:
-        return value  # a record, checked already
-    if not valid:
-        raise ValueError(f"not a model config: {name} is {str(value)[:100]!r}, expected {expected}")
-    return tuple(value) if "tuple" in kind else value
+def _contradiction(config: ModelConfig) -> str | None:
+    """The first two fields that do not go together; None without any."""
+    backbone, text = config.backbone, config.text
+    stages = len(backbone.depths)
+    if len(backbone.num_heads) != stages:
+        return f"backbone.depths has {stages} entries, backbone.num_heads {len(backbone.num_heads)}"
+    if not backbone.out_stages or list(backbone.out_stages) != sorted({n for n in backbone.out_stages if n < stages}):
+        return f"backbone.out_stages {list(backbone.out_stages)} are not ascending stages below {stages}"
+    if len(backbone.out_stages) > config.num_levels:
+        return f"backbone.out_stages has {len(backbone.out_stages)} entries for num_levels {config.num_levels}"
+    divisions = [
+        ("width", config.width, "num_heads", config.num_heads),
+        ("fusion_width", config.fusion_width, "fusion_heads", config.fusion_heads),
+        ("width", config.width, "text_layer_heads", config.text_layer_heads),
+        ("text.width", text.width, "text.num_heads", text.num_heads),
+        *(
+            (f"backbone.embed_dim * {2**n}", backbone.embed_dim * 2**n, f"backbone.num_heads[{n}]", heads)
+            for n, heads in enumerate(backbone.num_heads)
+        ),
+    ]
+    for whole, size, part, heads in divisions:
+        if size % heads:
+            return f"{whole} {size} is no multiple of {part} {heads}"
+    return None
 
 
 @dataclass(frozen=True)
