@@ -16,6 +16,13 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=100)]  # layers, heads, levels, poi
 Width = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 Entries = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]  # queries, tokens, words
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+Sides = Annotated[tuple[Pixels, ...], msgspec.Meta(min_length=1)]
+Workers = Annotated[int, msgspec.Meta(ge=0, le=1000)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
+Each = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]  # every so many
 Stages = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=8)]
 
 
@@ -171,24 +178,28 @@ class DataConfig:
     root: Path = Path("refcoco")
     train_files: tuple[str, ...] = ("mdetr_annotations/finetune_refcoco_train.json",)  # MDETR json or ODVG json lines
     image_dirs: tuple[str, ...] = ("train2014",)  # folder of each training file; a single one is for all
-    sampling_weights: tuple[float, ...] = (1.0,)  # times an epoch shows each entry; a single one is for all
+    sampling_weights: tuple[NotNegative, ...] = (1.0,)  # times an epoch shows each entry; a single one is for all
     label_maps: tuple[str, ...] = ()  # for each training file of ODVG detection data; "" for a file of captions
     # Pairs of a split's name and its annotation file. The first one decides which checkpoint is best.
     evaluation: tuple[tuple[str, str], ...] = tuple(
         (split, f"mdetr_annotations/finetune_refcoco_{split}.json") for split in ("val", "testA", "testB")
     )
     evaluation_image_dir: str = "train2014"
-    batch_size: int = 2  # images per device and micro-batch
-    evaluation_batch_size: int | None = None  # sentences of one image at once; None: as suits the device
-    workers: int = 4  # loader processes per device; 0 loads in the training process
-    train_sides: tuple[int, ...] = tuple(range(480, 801, 32))  # pixels of the short side, one drawn per image
-    train_long_side: int = 1333  # pixels, at most
-    crop_probability: float = 0.5  # of a resize and crop before the resize, which may lose the object
-    crop_from_sides: tuple[int, ...] = (400, 500, 600)  # pixels of the short side before the crop
-    crop_sides: tuple[int, int] = (384, 600)  # pixels, the range of the crop's sides
-    flip_probability: float = 0.0  # a flip swaps left and right in the sentence too
-    evaluation_side: int = 800  # pixels of the short side
-    evaluation_long_side: int = 1333  # pixels, at most
+    batch_size: Entries = 2  # images per device and micro-batch
+    evaluation_batch_size: Entries | None = None  # sentences of one image at once; None: as suits the device
+    workers: Workers = 4  # loader processes per device; 0 loads in the training process
+    train_sides: Sides = tuple(range(480, 801, 32))  # pixels of the short side, one drawn per image
+    train_long_side: Pixels = 1333  # pixels, at most
+    crop_probability: Share = 0.5  # of a resize and crop before the resize, which may lose the object
+    crop_from_sides: Sides = (
+        400,
+        500,
+        600,
+    )  # pixels of the short side before the crop
+    crop_sides: tuple[Pixels, Pixels] = (384, 600)  # pixels, the range of the crop's sides
+    flip_probability: Share = 0.0  # a flip swaps left and right in the sentence too
+    evaluation_side: Pixels = 800  # pixels of the short side
+    evaluation_long_side: Pixels = 1333  # pixels, at most
     on_bad_sample: Literal["stop", "skip"] = "stop"  # a missing image, a box outside it, ...
 
 
@@ -196,15 +207,15 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW as mmdet's RefCOCO recipe has it (lr 2e-4 for 8 devices with 4 images each)."""
 
-    lr: float = 2e-4  # for `base_batch` images per step
-    base_batch: int = 32
+    lr: NotNegative = 2e-4  # for `base_batch` images per step
+    base_batch: Entries = 32
     scale_lr: bool = True  # multiply lr by (images per step) / base_batch
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 0.1  # largest norm of all gradients together; 0 = never clip
+    weight_decay: NotNegative = 1e-4
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    clip_norm: NotNegative = 0.1  # largest norm of all gradients together; 0 = never clip
     # Pairs of a part of a parameter's name and a factor on lr; the longest part that matches wins. mmdet's `backbone`
     # also matches its `language_backbone`: BERT trains at 0.1 of the rate too, but not the map from its width to ours.
-    lr_multipliers: tuple[tuple[str, float], ...] = (
+    lr_multipliers: tuple[tuple[str, NotNegative], ...] = (
         ("backbone", 0.1),
         ("text_encoder", 0.1),
         ("text_encoder.projection", 1.0),
@@ -217,10 +228,10 @@ class ScheduleConfig:
 
     kind: Literal["steps", "cosine"] = "steps"
     milestones: tuple[int, ...] = (3,)  # after this many epochs the rate drops by `gamma` (kind "steps")
-    gamma: float = 0.1
-    warmup_steps: int = 0  # linear from `warmup_start` to 1
-    warmup_start: float = 0.1
-    final: float = 0.0  # factor after the last step (kind "cosine")
+    gamma: Share = 0.1
+    warmup_steps: Annotated[int, msgspec.Meta(ge=0)] = 0  # linear from `warmup_start` to 1
+    warmup_start: Share = 0.1
+    final: Share = 0.0  # factor after the last step (kind "cosine")
 
 
 @dataclass(frozen=True)
@@ -233,22 +244,22 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run_dir: Path = Path("runs/refcoco")  # folder of checkpoints, metrics, pictures
     init_from: Path | None = None  # weights to start from: our .safetensors, or a .pth of mmdet
-    epochs: int = 5  # passes over the training data
-    class_weight: float = 1.0  # of the classification losses beside L1 (5) and GIoU (2); the other numbers are mmdet's
-    accumulation_steps: int = 1  # micro-batches per optimizer step; their gradients are averaged
+    epochs: Entries = 5  # passes over the training data
+    class_weight: NotNegative = 1.0  # of the classification losses beside L1 (5) and GIoU (2)
+    accumulation_steps: Entries = 1  # micro-batches per optimizer step; their gradients are averaged
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = True  # recompute most of backbone and encoder: less memory, more time
-    ema_decay: float = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
+    ema_decay: Rate = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
     freeze: tuple[Literal["backbone", "text_encoder"], ...] = ()  # parts that are not trained
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, npu
     max_time: str | None = None  # such as 3h50m: end with a saved state before this much time has passed
-    timeout: float = 10.0  # minutes without an answer from another process or a loader process that end the run
+    timeout: Positive = 10.0  # minutes without an answer from another process or a loader process that end the run
     resume: str | None = None  # "auto" = this run folder's last checkpoint if there is one, or a path
-    save_every: int = 1000  # steps between checkpoints, besides the one after each epoch
-    log_every: int = 10  # steps between reads of the losses from the device
-    evaluate_every: int = 1  # epochs
-    pictures: int = 4  # drawn after each evaluation
+    save_every: Each = 1000  # steps between checkpoints, besides the one after each epoch
+    log_every: Each = 10  # steps between reads of the losses from the device
+    evaluate_every: Each = 1  # epochs
+    pictures: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 4  # drawn after each evaluation
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss that is not finite does to the run
 
 
@@ -285,6 +296,16 @@ def quickstart() -> TrainConfig:
 
 
 TRAIN_PRESETS = {"refcoco": refcoco, "quickstart": quickstart}
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """ValueError in one line that names the first field of another type or out of its range."""
+    try:
+        msgspec.convert(dataclasses.asdict(config), TrainConfig)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$.")
+        raise ValueError(f"{place.rstrip('`') or 'config'}: {message[0].lower()}{message[1:]}") from error
+    model_config_from_dict(model_config_to_dict(config.model))
 
 
 def train_config_to_dict(config: TrainConfig) -> dict[str, Any]:

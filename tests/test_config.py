@@ -2,15 +2,19 @@
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from groundingdino.config import (
     MODEL_PRESETS,
+    TRAIN_PRESETS,
     ModelConfig,
+    check_train_config,
     model_config_from_dict,
     model_config_to_dict,
+    quickstart,
     quickstart_model,
 )
 
@@ -66,6 +70,35 @@ def test_a_field_that_makes_no_model_is_named_in_one_line(message: str, field: s
     with pytest.raises(ValueError, match=message) as caught:
         model_config_from_dict(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", TRAIN_PRESETS)
+def test_training_presets_are_within_their_ranges(name: str) -> None:
+    check_train_config(TRAIN_PRESETS[name]())
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("data", {"batch_size": 0}),
+        ("data", {"train_sides": ()}),
+        ("data", {"crop_probability": 1.5}),
+        ("optimizer", {"lr": float("nan")}),
+        ("optimizer", {"betas": (0.9, 1.0)}),
+        ("schedule", {"kind": "linear"}),
+        ("", {"epochs": 0}),
+        ("", {"ema_decay": 1.0}),
+        ("", {"log_every": 0}),
+        ("", {"precision": "fp8"}),
+    ],
+)
+def test_a_training_field_out_of_its_range_is_named(part: str, change: dict[str, Any]) -> None:
+    config = quickstart()
+    changed = replace(getattr(config, part), **change) if part else None
+    config = replace(config, **({part: changed} if part else change))
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^{part + '.' if part else ''}{name}"):
+        check_train_config(config)
 
 
 @pytest.mark.parametrize("data", [None, [], 3, "swin_t", {}])

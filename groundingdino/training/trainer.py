@@ -13,7 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from groundingdino.checkpoints import model_file, run_state
-from groundingdino.config import TrainConfig, model_config_from_dict, model_config_to_dict, train_config_to_dict
+from groundingdino.config import (
+    TrainConfig,
+    check_train_config,
+    model_config_from_dict,
+    model_config_to_dict,
+    train_config_to_dict,
+)
 from groundingdino.data import Batch, worker_problem
 from groundingdino.inference.visualize import tile
 from groundingdino.model import GroundingDINO, build_detector
@@ -63,6 +69,7 @@ def fit(config: TrainConfig, world: World | None = None, stop: StopRequest | Non
         OSError: a checkpoint could not be written, and the one before is intact; or another process was lost.
         RunStopped: `stop` wanted it; the state is saved.
     """
+    check_train_config(config)
     world = world or distributed.init(config.device)
     trainer = Trainer(config, world, stop or StopRequest(config.max_time))
     try:

@@ -1,8 +1,11 @@
 """The order of training samples: shuffled, grouped, shared out among ranks, and continued where it stopped."""
 
 import json
+import multiprocessing
+import os
 import pickle
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,8 +26,10 @@ from groundingdino.data import (
     Sample,
     TrainingSource,
     TrainLoader,
+    affordable_workers,
     build_train_loader,
     load_odvg,
+    worker_problem,
 )
 
 PORTRAIT = np.random.default_rng(0).random(37) < 0.3
@@ -133,6 +138,16 @@ class Drawing(GroundingDataset):
         return replace(super().__getitem__(draw), problems=(str(np.random.random()), str(random.random())))
 
 
+class Signalled(GroundingDataset):
+    """A data set whose first sample sends its process a signal."""
+
+    sent: signal.Signals
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        os.kill(os.getpid(), self.sent)
+        return super().__getitem__(draw)
+
+
 def three_epochs(of: TrainLoader) -> Iterator[Batch]:
     while of.epoch < 3:
         yield from of
@@ -213,3 +228,24 @@ class TestLoader:
         pinned = batch.pin_memory()
         assert pinned.images.pixels is not batch.images.pixels and pinned.info == batch.info
         assert torch.equal(pinned.targets.positive_map, batch.targets.positive_map.long())
+
+    def test_a_killed_or_stopped_worker_is_one_line(self, source: TrainingSource):
+        for sent, message in ((signal.SIGKILL, "out-of-memory killer"), (signal.SIGSTOP, "no batch came in time")):
+            dataset = Signalled([source], AUGMENTATION)
+            dataset.sent = sent
+            loaded = build_train_loader(dataset, LoaderOptions(2, workers=1, timeout=3))
+            with pytest.raises(RuntimeError) as caught:
+                list(loaded)
+            line = worker_problem(caught.value)
+            assert line is not None and message in line and "\n" not in line
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    def test_other_errors_are_not_taken_for_a_workers(self):
+        assert worker_problem(RuntimeError("shapes do not match")) is None
+
+    def test_small_shared_memory_means_fewer_workers(self, caplog: pytest.LogCaptureFixture):
+        assert affordable_workers(4, batch_bytes=10, free=80) == 4 and not caplog.messages
+        assert affordable_workers(4, batch_bytes=10, free=79) == 3
+        assert affordable_workers(4, batch_bytes=2**20, free=2**20) == 0
+        assert "/dev/shm has 1 MiB free, 4 loader processes may need 8 MiB: using 0" in caplog.messages[-1]

@@ -354,3 +354,23 @@ class TestBadSamples:
             image.unlink()
         with pytest.raises(BadSampleError, match="2 bad samples in a row, the last one: .*line 1: .*a.png"):
             GroundingDataset([source], SMALL, on_bad_sample="skip")[Draw(1, 0, 0)]
+
+    BAD_LINES = (
+        '{"filename":"fine0.png","width":60,"height":40,"grounding":{"caption":"cup \\ud83d","regions":[]}}',
+        '{"filename":7,"width":60,"height":40,"grounding":{"caption":"cup","regions":[]}}',
+        '{"filename":"fine0.png","width":60,"height":40,"grounding":{"caption":null,"regions":[]}}',
+        '{"filename":"fine0.png","width":Infinity,"height":40,"grounding":{"caption":"cup","regions":[]}}',
+        '{"filename":"' + "x" * 300 + '","width":60,"height":40,"grounding":{"caption":"cup","regions":[]}}',
+        "7",
+        '{"filename"',
+    )
+
+    @pytest.mark.parametrize("line", BAD_LINES)
+    def test_one_bad_line_is_skipped_and_noted(self, tmp_path: Path, line: str):
+        source = write_source(tmp_path, grounding("cup", ([1, 1, 30, 30], [[0, 3]]), filename="fine0.png"))
+        with source.annotations.path.open("a") as file:
+            file.write(line + "\n")
+        annotations = load_odvg(source.annotations.path)
+        dataset = GroundingDataset([TrainingSource(annotations, tmp_path)], SMALL, on_bad_sample="skip")
+        sample = dataset[Draw(1, 0, 0)]
+        assert sample.info.image_path.name == "fine0.png" and "line 2" in sample.problems[0]
