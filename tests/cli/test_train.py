@@ -79,7 +79,7 @@ def test_without_weights_one_line_says_where_they_are(tmp_path: Path) -> None:
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--data.sampling-weights", "1", "2"], "data.sampling_weights has 2 entries for 1 training files"),
         (["--optimizer.lr-multipliers", "nothing_like_it", "0.1"], "'nothing_like_it' is part of no parameter's name"),
-        (["--ema-decay", "2"], "ema_decay must lie between 0 and 1"),
+        (["--ema-decay", "2"], "ema_decay: expected `float` < 1.0"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_without_a_traceback(

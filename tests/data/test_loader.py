@@ -1,11 +1,10 @@
 """The order of training samples: shuffled, grouped, shared out among ranks, and continued where it stopped."""
 
 import json
-import multiprocessing
-import os
 import pickle
 import random
-import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +31,7 @@ from groundingdino.data import (
     worker_problem,
 )
 
+REPOSITORY = Path(__file__).parent.parent.parent
 PORTRAIT = np.random.default_rng(0).random(37) < 0.3
 
 
@@ -138,14 +138,30 @@ class Drawing(GroundingDataset):
         return replace(super().__getitem__(draw), problems=(str(np.random.random()), str(random.random())))
 
 
+# Loads with one worker, which sends itself a signal, and prints what is to be said about it.
+WORKER_PROGRAM = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from groundingdino.data import GroundingDataset, LoaderOptions, TrainingSource
+from groundingdino.data import build_train_loader, load_odvg, worker_problem
+
 class Signalled(GroundingDataset):
-    """A data set whose first sample sends its process a signal."""
-
-    sent: signal.Signals
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        os.kill(os.getpid(), self.sent)
+    def __getitem__(self, draw):
+        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
         return super().__getitem__(draw)
+
+folder = Path(sys.argv[1])
+loader = build_train_loader(
+    Signalled([TrainingSource(load_odvg(folder / "train.json"), folder)]), LoaderOptions(2, workers=1, timeout=3)
+)
+try:
+    list(loader)
+except RuntimeError as error:
+    print(worker_problem(error), flush=True)
+for child in multiprocessing.active_children():
+    child.kill()
+os._exit(0)
+"""
 
 
 def three_epochs(of: TrainLoader) -> Iterator[Batch]:
@@ -229,17 +245,15 @@ class TestLoader:
         assert pinned.images.pixels is not batch.images.pixels and pinned.info == batch.info
         assert torch.equal(pinned.targets.positive_map, batch.targets.positive_map.long())
 
-    def test_a_killed_or_stopped_worker_is_one_line(self, source: TrainingSource):
-        for sent, message in ((signal.SIGKILL, "out-of-memory killer"), (signal.SIGSTOP, "no batch came in time")):
-            dataset = Signalled([source], AUGMENTATION)
-            dataset.sent = sent
-            loaded = build_train_loader(dataset, LoaderOptions(2, workers=1, timeout=3))
-            with pytest.raises(RuntimeError) as caught:
-                list(loaded)
-            line = worker_problem(caught.value)
-            assert line is not None and message in line and "\n" not in line
-            for child in multiprocessing.active_children():
-                child.kill()
+    @pytest.mark.parametrize(
+        ("sent", "message"), [("SIGKILL", "out-of-memory killer"), ("SIGSTOP", "no batch came in time")]
+    )
+    def test_a_killed_or_stopped_worker_is_one_line(self, source: TrainingSource, sent: str, message: str):
+        # In a program of its own: torch raises wherever the training process is just then.
+        command = [sys.executable, "-c", WORKER_PROGRAM, str(source.images), sent]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
+        (line,) = found.stdout.splitlines()
+        assert message in line, found.stderr
 
     def test_other_errors_are_not_taken_for_a_workers(self):
         assert worker_problem(RuntimeError("shapes do not match")) is None
