@@ -15,6 +15,7 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=1, le=100)]  # layers, heads, levels, points
 Width = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 Entries = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]  # queries, tokens, words
+NonNegative = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 Sides = Annotated[tuple[Pixels, ...], msgspec.Meta(min_length=1)]
@@ -54,7 +55,7 @@ class TextConfig:
 class ModelConfig:
     """Grounding DINO; the defaults are what all released MM-Grounding-DINO sizes share."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(max_length=200)]
     backbone: BackboneConfig
     text: TextConfig = field(default_factory=TextConfig)
     width: Width = 256
@@ -71,9 +72,10 @@ class ModelConfig:
     decoder_layers: Count = 6
     num_queries: Entries = 900
     num_labels: Entries = 256  # rows of the denoising label embedding
-    num_denoising: Entries = 100  # objects an image is shown in all denoising groups together, with little noise
+    num_denoising: NonNegative = 100  # objects an image is shown in all denoising groups together, with little noise
     max_tokens: Entries = 256
-    box_eps: float = 1e-5  # of the inverse sigmoid in the decoder's box heads; 1e-3 in IDEA's Grounding DINO
+    # Of the inverse sigmoid in the decoder's box heads; 1e-3 in IDEA's Grounding DINO.
+    box_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
 
 
 def swin_t() -> ModelConfig:
@@ -229,7 +231,7 @@ class ScheduleConfig:
     kind: Literal["steps", "cosine"] = "steps"
     milestones: tuple[int, ...] = (3,)  # after this many epochs the rate drops by `gamma` (kind "steps")
     gamma: Share = 0.1
-    warmup_steps: Annotated[int, msgspec.Meta(ge=0)] = 0  # linear from `warmup_start` to 1
+    warmup_steps: NonNegative = 0  # linear from `warmup_start` to 1
     warmup_start: Share = 0.1
     final: Share = 0.0  # factor after the last step (kind "cosine")
 
