@@ -3,9 +3,11 @@
 Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 """
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,21 @@ class DetectionFilter:
     nms_per_label: bool = True  # boxes compete within their label only
 
     def __post_init__(self) -> None:
+        _check_number("threshold", self.threshold, Real)
+        _check_number("top_k", self.top_k, Integral)
+        _check_number("nms", self.nms, Real)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold} is not in [0, 1]")
         if self.nms is not None and not 0 <= self.nms <= 1:
             raise ValueError(f"nms {self.nms} is an IoU, so in [0, 1]")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k {self.top_k}: keep at least one detection")
+
+
+def _check_number(name: str, value: object, kind: type) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        wanted = "a whole number" if kind is Integral else "a number"
+        raise TypeError(f"{name} is {wanted}, got {type(value).__name__}")
 
 
 def load_model(
@@ -182,8 +193,7 @@ class Predictor:
             for group in self._groups(images, batch_size):
                 yield from self._detect([(image, encoded) for image in group], keep)
             return
-        if not isinstance(prompts, Sequence) or isinstance(prompts, str):
-            raise ValueError(f"a prompt is Categories, Phrases, Spans or Referring, got {prompts!r}")
+        _check_prompts(prompts)
         used = 0
         for group in self._groups(images, batch_size):
             own = self._encode_prompts(prompts[used : used + len(group)])
@@ -207,6 +217,7 @@ class Predictor:
     ) -> list[list[Detections]]:
         """Every prompt on every image: result[image][prompt]. Options as in `predict`."""
         keep = DetectionFilter(threshold, top_k, nms, nms_per_label)
+        _check_prompts(prompts)
         encoded = self._encode_prompts(prompts)
         results: list[list[Detections]] = []
         for group in self._groups(images, batch_size):
@@ -226,6 +237,7 @@ class Predictor:
 
     def _groups(self, images: Any, batch_size: int) -> Iterator[list[EncodedImage]]:
         """Images encoded together. One that is encoded already is a group of its own."""
+        _check_number("batch_size", batch_size, Integral)
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: at least 1")
         waiting: list[Any] = []
@@ -258,6 +270,16 @@ class Predictor:
             yield filter_detections(ranked, prompt.resolved, keep)
 
 
+def _check_prompts(prompts: object) -> None:
+    """Of a list. Before any image is opened."""
+    wrong = [prompts]
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes):
+        wrong = [prompt for prompt in prompts if not isinstance(prompt, Prompt | EncodedPrompt)]
+    if wrong:
+        shown = " ".join(reprlib.repr(wrong[0]).split())
+        raise ValueError(f"a prompt is Categories, Phrases, Spans or Referring, got {shown}")
+
+
 def _named_prompt(
     categories: Sequence[str] | str | None,
     phrases: str | None,
@@ -273,6 +295,8 @@ def _named_prompt(
     if phrases is not None:
         return Phrases(phrases)
     if spans is not None:
+        if not isinstance(spans, Sequence) or isinstance(spans, str) or len(spans) != 2:
+            raise ValueError("spans is (caption, spans): a caption and, for each object, its list of [start, end)")
         return Spans(*spans)
     assert referring is not None
     return Referring(referring, scoring)

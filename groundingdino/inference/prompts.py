@@ -3,8 +3,10 @@
 A mode is a class; nothing is guessed from the shape of a string. Axes: C categories (or phrases), T text tokens.
 """
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -56,6 +58,8 @@ class Referring:
     sentence: str
     scoring: Scoring = "max"
 
+
+LONGEST_TEXT = 200_000  # characters of a caption, a name, or a string of names
 
 Prompt = Categories | Phrases | Spans | Referring
 
@@ -111,7 +115,8 @@ class _Encoder:
     strict: bool
 
     def checked(self, caption: str) -> str:
-        if not isinstance(caption, str) or (self.strict and not caption.strip(" .?")):
+        _check_text(caption, "the caption")
+        if self.strict and not caption.strip(" .?"):
             raise ValueError(f"the caption is empty: {caption!r}")
         return caption
 
@@ -133,8 +138,30 @@ class _Encoder:
         return CaptionChunk(kept, positive_map, 0)
 
 
+def _check_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a string, got {type(value).__name__}")
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"{what} is {len(value):,} characters long, at most {LONGEST_TEXT:,} are read")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{what} holds half a surrogate pair, which is no character: {ascii(value[:60])}")
+
+
+def _names(names: object) -> list[str]:
+    """The names of a category list or string, each checked."""
+    if isinstance(names, str):
+        _check_text(names, "the string of categories")
+        return text.split_names(names)
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
+        raise TypeError(f'categories are a list of names or a string "a . b .", got {type(names).__name__}')
+    result = list(names)
+    for name in result:
+        _check_text(name, "a category")
+    return result
+
+
 def _resolve_categories(prompt: Categories, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
-    names = text.split_names(prompt.names) if isinstance(prompt.names, str) else list(prompt.names)
+    names = _names(prompt.names)
     text.category_prompt(names)  # refuses empty lists and names by themselves, before they are counted
     chunks = []
     for part in text.split_by_tokens(names, tokenizer, max_tokens, prompt.names_per_caption):
@@ -146,15 +173,21 @@ def _resolve_categories(prompt: Categories, tokenizer: text.CaptionTokenizer, ma
 
 def _span_prompt(prompt: Spans, encode: _Encoder) -> text.Prompt:
     caption = encode.checked(prompt.caption)
-    if not prompt.spans:
+    if not isinstance(prompt.spans, Sequence) or not prompt.spans:
         raise ValueError("no spans: give one list of [start, end) per object")
     for pieces in prompt.spans:
+        if not isinstance(pieces, Sequence) or not all(_is_span(piece) for piece in pieces):
+            raise ValueError("an object's spans are a list of [start, end), two whole numbers each")
         for start, end in pieces:
             if not 0 <= start < end <= len(caption):
                 raise ValueError(f"span [{start}, {end}) is not inside {caption!r} ({len(caption)} characters)")
     spans = tuple(tuple((int(start), int(end)) for start, end in pieces) for pieces in prompt.spans)
     names = tuple(" / ".join(caption[start:end] for start, end in pieces) for pieces in spans)
     return text.Prompt(text.finish_caption(caption), spans, names)
+
+
+def _is_span(piece: object) -> bool:
+    return isinstance(piece, Sequence) and len(piece) == 2 and all(isinstance(side, Integral) for side in piece)
 
 
 def _resolve_spans(asked: text.Prompt, encode: _Encoder) -> ResolvedPrompt:
@@ -168,7 +201,7 @@ def _resolve_spans(asked: text.Prompt, encode: _Encoder) -> ResolvedPrompt:
 
 def _resolve_referring(prompt: Referring, encode: _Encoder) -> ResolvedPrompt:
     if prompt.scoring not in SCORINGS:
-        raise ValueError(f"unknown scoring {prompt.scoring!r}: use one of {', '.join(SCORINGS)}")
+        raise ValueError(f"unknown scoring {reprlib.repr(prompt.scoring)}: use one of {', '.join(SCORINGS)}")
     sentence = text.finish_caption(encode.checked(prompt.sentence))
     caption = encode(sentence)
     tokens = subject_map(sentence, caption) if prompt.scoring == "subject" else None

@@ -27,6 +27,7 @@ DEFAULT_SCALE = (800, 1333)  # most pixels of the short and of the long side
 ALPHA_CANVAS = (124, 117, 104)  # what mmcv puts under a gray image with transparency
 
 MAX_PIXELS = 2**27  # of one image: as RGBA and RGB below 1 GiB, and more than cameras have
+LONGEST_PATH = 4096  # characters
 DEEPEST_LIST = 8  # of images within each other
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -153,8 +154,15 @@ def open_image(path: Path | str) -> Image.Image:
     Raises:
         ValueError: naming the file, if it is missing, no regular file, too large, or cannot be decoded to the end.
     """
-    with open_file(Path(path)) as file:
-        return _decoded(file, _printable(str(path)))
+    name = str(path)
+    if len(name) > LONGEST_PATH:
+        raise ValueError(f"a path of {len(name):,} characters is none: {name[:40]!r}...")
+    try:
+        file = open_file(Path(path))
+    except ValueError as error:
+        raise ValueError(str(error).replace(name, _printable(name))) from error
+    with file:
+        return _decoded(file, _printable(name))
 
 
 def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:

@@ -1,7 +1,10 @@
 """From any form of image and prompt to detections, on the golden tiny model."""
 
+import copy
+import pickle
 import random
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -458,3 +461,85 @@ def test_resolving_needs_no_model():
     assert resolved.names == ("cat", "dog") and len(resolved.chunks) == 1
     with pytest.raises(ValueError, match="got str"):
         resolve("cat", default_tokenizer())
+
+
+# ---- any argument of any type
+
+
+class Anything:
+    """No image, no prompt, no number."""
+
+
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
+NUMBERS = [True, 7, -1, 2**70, 0.5, float("nan"), float("inf"), 1j, np.float32(2), torch.tensor(float("nan"))]
+TEXTS = [b"cat", bytearray(b"x"), "", "\0", "\ud83d", "x" * 300_000, "a\nb"]
+LISTS = [[], [[]], ENDLESS, {}, {"a": 1}, {1}, (), (1,), ("a", "b", "c"), [None], [1.5], ["cat", None], ["\udc00"]]
+SPANS = [("a cat", [[(0, "x")]]), ("a cat", 5), ("a cat", [[(0,)]]), ("a cat", [])]
+ARRAYS = [np.zeros(3), np.array("x"), torch.zeros(0), torch.zeros(2, 3), torch.zeros(3, 4, 4, device="meta")]
+PROMPTS = [
+    *(Categories(None), Categories([1]), Categories(["cat"], names_per_caption="x"), Spans(None, None)),
+    *(Spans("a cat", [[5]]), Referring(3), Referring("a cat", None), Referring("a cat", []), Phrases(b"x")),
+]
+OTHERS = [None, range(3), object(), Anything, Anything(), len]
+VALUES = [*NUMBERS, *TEXTS, *LISTS, *SPANS, *ARRAYS, *PROMPTS, *OTHERS]
+
+
+@pytest.mark.parametrize(
+    "name", "images prompts categories phrases spans referring threshold top_k nms batch_size scoring".split()
+)
+def test_an_argument_of_any_type_gives_an_answer_or_one_sentence(predictor, photo, name):
+    for value in VALUES:
+        arguments = {"images": photo, name: value}
+        if name not in ("prompts", "categories", "phrases", "spans", "referring"):
+            arguments["referring"] = "a cat"
+        try:
+            predictor.predict(**arguments)
+        except (ValueError, TypeError) as error:
+            assert "\n" not in str(error) and 10 < len(str(error)) < 500, (value, error)
+
+
+def test_prompts_of_any_type_are_refused_by_predict_each(predictor, photo):
+    for value in VALUES:
+        try:
+            predictor.predict_each(photo, value)
+        except (ValueError, TypeError) as error:
+            assert "\n" not in str(error) and 10 < len(str(error)) < 500, (value, error)
+
+
+def test_wrong_prompts_are_refused_before_an_image_is_opened(predictor):
+    def images():
+        raise AssertionError("opened")
+        yield
+
+    with pytest.raises(ValueError, match="got 5"):
+        predictor.predict(images(), [Referring("a cat"), 5])
+
+
+# ---- threads and copies
+
+
+def test_eight_threads_get_what_one_gets(predictor, photo):
+    prompts = [Referring(f"the {word} one") for word in "red blue green small large left right near".split()]
+    expected = [predictor.predict(photo, prompt, **EVERYTHING) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda prompt: predictor.predict(photo, prompt, **EVERYTHING), prompts))
+            for one, other in zip(found, expected, strict=True):
+                assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda predictor: pickle.loads(pickle.dumps(predictor))])
+def test_a_copied_or_pickled_predictor_gives_the_same(photo, copy_of):
+    original = Predictor(tiny_model(), scale=SCALE)
+    expected = original.predict(photo, referring="a cat", **EVERYTHING)
+    found = copy_of(original).predict(photo, referring="a cat", **EVERYTHING)
+    assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
+
+
+def test_weights_that_give_nan_are_an_error_that_names_the_checkpoint(photo, tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.decoder.norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="broken.safetensors gives boxes or scores that are not finite"):
+        Predictor(model, scale=SCALE, name="broken.safetensors").predict(photo, referring="a cat")
