@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from PIL import Image
 
-from groundingdino.data.formats.files import EXIF_ORIENTATION, TURNED
+from groundingdino.data.formats.files import EXIF_ORIENTATION, TURNED, is_file
 from groundingdino.data.formats.record import Box
 
 MOST_THREADS = 16  # decoding frees the interpreter; more only wait for the disk
@@ -32,7 +32,7 @@ class ImageFacts(msgspec.Struct, frozen=True):
 
 def examine(path: Path) -> ImageFacts:
     """Decode one image file to its end."""
-    if not path.is_file():
+    if not is_file(path):
         return ImageFacts(missing=True)
     try:
         content = path.read_bytes()

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -53,6 +54,14 @@ def _unpack(path: Path, content: bytes) -> bytes:
     if len(unpacked) > limit:
         raise ValueError(f"{path}: unpacks to over {limit >> 20} MiB; unpack it yourself if that is meant")
     return unpacked
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of this name; False of what cannot be a name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
 
 
 def is_plain_utf8(head: bytes) -> bool:
@@ -168,7 +177,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         ValueError: naming the file, if it is missing or no image.
     """
     try:
-        if not path.is_file():
+        if not is_file(path):
             raise ValueError(f"{path}: no such image file")
         with Image.open(path) as image:
             width, height = image.size
@@ -194,9 +203,9 @@ class ImageFolder:
     def find(self, name: str) -> Path | None:
         """The file below the folder: by its whole name, else by its stem where annotations name no suffix."""
         direct = self.root / name
-        if direct.suffix.lower() in SUFFIXES and direct.is_file():
+        if direct.suffix.lower() in SUFFIXES and is_file(direct):
             return direct
-        return self._by_stem.get(name) or self._by_stem.get(str(Path(name).with_suffix("")))
+        return self._by_stem.get(name) or self._by_stem.get(os.path.splitext(name)[0])
 
     @cached_property
     def _by_stem(self) -> dict[str, Path]:
@@ -214,7 +223,7 @@ def guess_images(annotations: Path, name: str) -> Path:
     for folder in (own, own.parent):
         if folder.is_dir():
             near += sorted(child for child in folder.iterdir() if child.is_dir())
-    return next((folder for folder in near if name and (folder / name).is_file()), own)
+    return next((folder for folder in near if name and is_file(folder / name)), own)
 
 
 class _Parts(msgspec.Struct):

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from groundingdino.data.formats import coco, odvg, voc, yolo
+from groundingdino.data.formats.files import is_file
 from groundingdino.data.formats.record import CROWD, AnnotatedImage, Kind, Problem, Reading
 from groundingdino.runtime.files import atomic_file, atomic_folder
 
@@ -209,7 +210,7 @@ def _placed(
         source = (reading.images / entry.file_name).absolute()
         parts = [part for part in Path(entry.file_name).parts if part not in ("..", Path(entry.file_name).anchor)]
         target = folder.joinpath(*parts)
-        if place_images != "leave" and not source.is_file():
+        if place_images != "leave" and not is_file(source):
             written.problems.append(Problem(Kind.MISSING_IMAGE, entry.where, f"{source}: no such image file"))
         elif place_images != "leave" and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -150,8 +150,8 @@ def _of_place(place: str, base: Path, root: Path, folder: files.ImageFolder) -> 
 def _pair_of_line(line: str, base: Path, root: Path, folder: files.ImageFolder) -> _Pair:
     tails = [line.removeprefix("./"), line.partition("/")[2], Path(line).name]
     candidates = [b / tail for tail in tails for b in (base, root) if tail]
-    image = next((file for file in candidates if file.is_file()), None) or folder.find(Path(line).name)
-    labels = next((text for file in candidates if (text := _labels_of(file)).is_file()), _labels_of(candidates[0]))
+    image = next((file for file in candidates if files.is_file(file)), None) or folder.find(Path(line).name)
+    labels = next((text for file in candidates if files.is_file(text := _labels_of(file))), _labels_of(candidates[0]))
     return _Pair(image, labels, _below(image, folder.root) if image else Path(line).name)
 
 
@@ -161,7 +161,7 @@ def _labels_of(image: Path) -> Path:
     places = [n for n, part in enumerate(parts[:-1]) if part == "images"]
     if places:
         parts[places[-1]] = "labels"
-        if (swapped := Path(*parts)).is_file() or not image.with_suffix(".txt").is_file():
+        if files.is_file(swapped := Path(*parts)) or not files.is_file(image.with_suffix(".txt")):
             return swapped
     return image.with_suffix(".txt")
 
@@ -190,7 +190,7 @@ def _convert(pair: _Pair, names: Mapping[int, str], number: int) -> AnnotatedIma
         return AnnotatedImage(where, pair.name, problems=(problem,), number=number)
     objects, problems = [], []
     try:
-        lines = files.read_text(pair.labels).splitlines() if pair.labels.is_file() else []
+        lines = files.read_text(pair.labels).splitlines() if files.is_file(pair.labels) else []
     except ValueError as error:
         lines, problems = [], [Problem(Kind.MALFORMED, where, str(error).removeprefix(f"{where}: "))]
     for place, line in enumerate(lines, start=1):

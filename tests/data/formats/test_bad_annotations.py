@@ -82,6 +82,7 @@ def test_any_field_of_any_type_ends_in_entries_or_one_line(content: bytes, tmp_p
 
 
 DEEP = "[" * 200_000 + "]" * 200_000
+SIZE = "<size><width>9</width><height>9</height></size>"
 LAUGHS = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation><filename>&b;</filename></annotation>'
 REFERENCES = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 8)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
@@ -118,6 +119,12 @@ REFERENCES = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
         ("a.json", '{"filename": 5, "width": 1, "height": 1}', r"line 1: Expected `str`, got `int` - at `\$.filename`"),
         ("a.json", '{"filename": "../a", "width": 1, "height": 1, "detection": {}}', "leaves the image folder"),
         ("a.json", '{"filename": "/a", "width": 1, "height": 1, "detection": {}}', "is absolute"),
+        (
+            "a.xml",
+            f"<annotation><filename>{'x' * 400}.jpg</filename>{SIZE}</annotation>",
+            "cannot be the name of a file",
+        ),
+        ("a.csv", f"{'x' * 400}.jpg,1,2,30,40,cat\\n", "cannot be the name of a file"),
         ("a.xml", LAUGHS, "declares XML entities"),
         ("a.xml", "<annotation><filename>a</filename>", "not XML"),
         ("a.xml", "<annotations><track/><image/></annotations>", "tracks of a video"),
