@@ -4,7 +4,9 @@
 Axes: B images, S image tokens, T text tokens, D width, L levels.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,11 @@ from groundingdino.model.attention import DeformableAttention, FeedForward, Self
 from groundingdino.model.fusion import Fusion
 from groundingdino.model.image_tokens import ImageTokens, Sampling
 from groundingdino.model.text_encoder import TextContext
+
+
+def _run(part: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
+    """`part(*inputs)`; with `recompute` its intermediate values are computed again in the backward pass."""
+    return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
 
 
 class TextLayer(nn.Module):
@@ -46,15 +53,23 @@ class ImageLayer(nn.Module):
         self.ffn = FeedForward(config.width, config.ffn_width)
         self.ffn_norm = nn.LayerNorm(config.width)
 
-    def forward(self, image: ImageTokens, sampling: Sampling) -> Tensor:
-        """The new image tokens (B, S, D)."""
+    def forward(self, image: ImageTokens, sampling: Sampling, recompute: bool = False) -> Tensor:
+        """The new image tokens (B, S, D).
+
+        The norm is never recomputed: what is before it then ends at a sum, and the backward pass needs no second
+        feed-forward to get there.
+        """
+        return self.ffn_norm(_run(self.attend_and_feed, recompute, image, sampling))
+
+    def attend_and_feed(self, image: ImageTokens, sampling: Sampling) -> Tensor:
+        """The image tokens (B, S, D) before the last norm."""
         # Attention to all levels
         query_with_position = image.tokens + image.position
         image_out = self.attention(query_with_position, image.tokens, sampling, image)
         tokens = self.attention_norm(image.tokens + image_out)
 
         # Feed-forward
-        return self.ffn_norm(tokens + self.ffn(tokens))
+        return tokens + self.ffn(tokens)
 
 
 class EnhancerLayer(nn.Module):
@@ -66,16 +81,21 @@ class EnhancerLayer(nn.Module):
         self.text_layer = TextLayer(config.width, config.text_layer_heads, config.text_layer_ffn_width)
         self.image_layer = ImageLayer(config)
 
-    def forward(self, image: ImageTokens, text: TextContext, sampling: Sampling) -> tuple[ImageTokens, TextContext]:
+    def forward(
+        self, image: ImageTokens, text: TextContext, sampling: Sampling, recompute: bool = False
+    ) -> tuple[ImageTokens, TextContext]:
         """Both with new tokens."""
-        # Image and text attend to each other
+        # Image and text attend to each other, and the text to itself
+        image, text = _run(self.fuse, recompute, image, text)
+
+        # The image attends to itself
+        return replace(image, tokens=self.image_layer(image, sampling, recompute)), text
+
+    def fuse(self, image: ImageTokens, text: TextContext) -> tuple[ImageTokens, TextContext]:
+        """Both with new tokens, the image's before its own layer."""
         image_tokens, text_tokens = self.fusion(image.tokens, text.tokens, image.valid, text.valid)
         image, text = replace(image, tokens=image_tokens), replace(text, tokens=text_tokens)
-
-        # Each attends to itself
-        text = replace(text, tokens=self.text_layer(text))
-        image = replace(image, tokens=self.image_layer(image, sampling))
-        return image, text
+        return image, replace(text, tokens=self.text_layer(text))
 
 
 class FeatureEnhancer(nn.Module):
@@ -90,11 +110,9 @@ class FeatureEnhancer(nn.Module):
     def forward(self, image: ImageTokens, text: TextContext) -> tuple[ImageTokens, TextContext]:
         """Both with the tokens that mmdet calls memory and memory_text: (B, S, D) and (B, T, D)."""
         sampling = self.token_sampling(image)
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            if self.recompute and self.training and torch.is_grad_enabled():
-                image, text = checkpoint(layer, image, text, sampling, use_reentrant=False)
-            else:
-                image, text = layer(image, text, sampling)
+            image, text = layer(image, text, sampling, recompute)
         return image, text
 
     def token_sampling(self, image: ImageTokens) -> Sampling:
