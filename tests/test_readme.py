@@ -28,12 +28,16 @@ def test_the_models_table_is_the_zoos():
 
 def test_the_code_map_names_every_file():
     code_map = README.split("## Code map")[1].replace("/", " ").replace("{", " ").replace("}", " ")
-    words = set(code_map.replace(":", " ").replace(",", " ").replace(";", " ").replace("(", " ").replace(")", " ").split())
+    words = set(
+        code_map.replace(":", " ").replace(",", " ").replace(";", " ").replace("(", " ").replace(")", " ").split()
+    )
     files = [path for path in (ROOT / "groundingdino").rglob("*.py") if not path.name.startswith("__")]
     assert not [str(path.relative_to(ROOT)) for path in files if path.stem not in words]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
 def test_pages_have_no_line_over_160_characters(page: Path):
     assert not [n for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 160]
 
