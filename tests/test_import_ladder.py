@@ -34,7 +34,11 @@ DOORS = {
     "yaml": {"data/formats/yolo.py"},
     "huggingface_hub": {"checkpoints/hub.py"},
     "nltk": {"inputs/noun_phrases.py"},
+    "matplotlib": {"data/data_counts.py", "training/recorder.py"},
+    "torchvision": {"inference/predictor.py", "training/criterion.py", "datasets/transforms.py"},
 }
+# Not behind a door: what tensors, images and records are made of, and what every command uses.
+EVERYWHERE = {"torch", "numpy", "PIL", "msgspec", "tqdm", "tyro"}
 
 
 def modules():
@@ -83,6 +87,11 @@ def test_every_room_has_a_place_on_the_ladder():
 def test_data_and_model_meet_only_through_structures():
     names = {name for path in modules() if room(path) == "data" for name in imported(path)}
     assert not {name for name in names if name.startswith("groundingdino.model")}
+
+
+def test_every_third_party_package_has_its_door():
+    packages = {name.split(".")[0] for path in modules() for name in imported(path)}
+    assert packages - sys.stdlib_module_names - {"groundingdino"} <= DOORS.keys() | EVERYWHERE
 
 
 def test_a_third_party_package_enters_by_one_door():

@@ -19,8 +19,8 @@ Evaluation reads `load_expressions`; see `groundingdino.evaluation`. Other image
 
 from groundingdino.data.annotations import (
     Annotations,
-    Expression,
     OnBadSample,
+    ReferringExpression,
     load_expressions,
     load_label_map,
     load_odvg,
@@ -40,7 +40,7 @@ __all__ = [
     "Batch",
     "BatchPlan",
     "Draw",
-    "Expression",
+    "ReferringExpression",
     "GroundingDataset",
     "LoaderOptions",
     "SampleLimits",

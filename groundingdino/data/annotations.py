@@ -216,7 +216,7 @@ def load_training(
 
 
 @dataclass(frozen=True)
-class Expression:
+class ReferringExpression:
     """One referring expression to evaluate."""
 
     sample_id: int | str  # the `images` entry's id
@@ -228,7 +228,7 @@ class Expression:
     size: tuple[int, int] | None = None  # (width, height) of the image as annotated; boxes are off in any other
 
 
-def load_expressions(path: Path, *, allow_outside: bool = False) -> tuple[Expression, ...]:
+def load_expressions(path: Path, *, allow_outside: bool = False) -> tuple[ReferringExpression, ...]:
     """MDETR's RefCOCO json for evaluation: every `images` entry, in the order of the file.
 
     Raises:
@@ -249,7 +249,9 @@ def load_expressions(path: Path, *, allow_outside: bool = False) -> tuple[Expres
             raise ValueError(f"{entry.where}: caption missing or empty")
         (thing,), size = entry.objects, (entry.width, entry.height)
         expressions.append(
-            Expression(entry.image_id, entry.number, entry.file_name, entry.caption, entry.extra, thing.box, size)
+            ReferringExpression(
+                entry.image_id, entry.number, entry.file_name, entry.caption, entry.extra, thing.box, size
+            )
         )
     if not expressions:
         raise ValueError(f"{path}: no expression in it")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groundingdino.data.annotations import Expression
+from groundingdino.data.annotations import ReferringExpression
 from groundingdino.evaluation import metrics
 from groundingdino.evaluation.answers import Floats, ImageAnswer
 
@@ -14,7 +14,7 @@ WAYS = {
 }
 
 
-def floors(expressions: Sequence[Expression]) -> dict[str, dict[str, float]]:
+def floors(expressions: Sequence[ReferringExpression]) -> dict[str, dict[str, float]]:
     """Way of answering -> data set -> Precision@1. The boxes to choose from are those of the image's expressions.
 
     Raises:
@@ -34,7 +34,7 @@ def floors(expressions: Sequence[Expression]) -> dict[str, dict[str, float]]:
     return result
 
 
-def _choose(way: str, boxes: Floats, expression: Expression) -> Floats:
+def _choose(way: str, boxes: Floats, expression: ReferringExpression) -> Floats:
     if way == "largest box":
         return np.asarray(boxes[(boxes[:, 2:] - boxes[:, :2]).prod(axis=1).argmax()])
     if expression.size is None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from groundingdino import boxes as box_ops
-from groundingdino.data.annotations import Expression
+from groundingdino.data.annotations import ReferringExpression
 from groundingdino.evaluation import coco
 from groundingdino.evaluation.answers import Floats, ImageAnswer
 
@@ -25,7 +25,7 @@ def iou_with(boxes: Floats, target: Sequence[float]) -> Floats:
 
 
 def precision(
-    expressions: Sequence[Expression], answers: Sequence[ImageAnswer], ranks: Sequence[int] = RANKS
+    expressions: Sequence[ReferringExpression], answers: Sequence[ImageAnswer], ranks: Sequence[int] = RANKS
 ) -> dict[str, dict[int, float]]:
     """Data set -> rank k -> share of its expressions with a box of IoU >= 0.5 among the first k.
 
@@ -40,7 +40,7 @@ def precision(
     return {name: dict(zip(ranks, share, strict=True)) for name, share in shares.items()}
 
 
-def average_precision(expressions: Sequence[Expression], answers: Sequence[ImageAnswer]) -> float:
+def average_precision(expressions: Sequence[ReferringExpression], answers: Sequence[ImageAnswer]) -> float:
     """COCO's AP at IoU 0.5 to 0.95, in which each expression is an image of its own with one object of one class.
 
     It asks more than Precision@k: scores must be comparable between expressions, and boxes exact.

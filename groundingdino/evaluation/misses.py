@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from groundingdino.data.annotations import Expression
+from groundingdino.data.annotations import ReferringExpression
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.metrics import HIT_IOU, iou_with
 from groundingdino.inference.visualize import draw_comparison
@@ -13,7 +13,9 @@ from groundingdino.inputs.images import open_image
 from groundingdino.structures import Detections
 
 
-def worst_misses(expressions: Sequence[Expression], answers: Sequence[ImageAnswer]) -> list[tuple[float, ImageAnswer]]:
+def worst_misses(
+    expressions: Sequence[ReferringExpression], answers: Sequence[ImageAnswer]
+) -> list[tuple[float, ImageAnswer]]:
     """(IoU of the best box, answer) of every miss: the least IoU first, of equal ones the most confident."""
     overlaps = [
         (float(iou_with(answer.boxes[:1], expressions[answer.image_id].box).max(initial=0)), answer)
@@ -24,7 +26,7 @@ def worst_misses(expressions: Sequence[Expression], answers: Sequence[ImageAnswe
 
 
 def save_misses(
-    expressions: Sequence[Expression], answers: Sequence[ImageAnswer], images: Path, folder: Path, count: int
+    expressions: Sequence[ReferringExpression], answers: Sequence[ImageAnswer], images: Path, folder: Path, count: int
 ) -> list[Path]:
     """Draw the `count` worst misses (fewer where there are fewer) into `folder` as 001_iou0.00_entry17.png, ..."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from groundingdino.data.annotations import Expression
+from groundingdino.data.annotations import ReferringExpression
 from groundingdino.evaluation import metrics, runner
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.runner import Evaluation, EvaluationOptions, Question
@@ -35,7 +35,7 @@ class ReferringFigures:
 class ReferringProtocol:
     """Expressions, each about one object of an image in the folder `images`."""
 
-    expressions: Sequence[Expression]
+    expressions: Sequence[ReferringExpression]
     images: Path
     scoring: Scoring = "max"
 

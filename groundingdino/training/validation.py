@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from groundingdino.config import TrainConfig
-from groundingdino.data import Expression, load_expressions
+from groundingdino.data import ReferringExpression, load_expressions
 from groundingdino.evaluation import (
     Evaluation,
     EvaluationOptions,
@@ -86,7 +86,7 @@ def _detection(box: Sequence[float], score: float, name: str) -> Detections:
     return Detections(boxes, torch.tensor([float(score)]), torch.zeros(1, dtype=torch.int64), (name,))
 
 
-def _figures(expressions: Sequence[Expression], evaluation: ReferringFigures) -> dict[str, float]:
+def _figures(expressions: Sequence[ReferringExpression], evaluation: ReferringFigures) -> dict[str, float]:
     """Over all expressions; where a file mixes data sets, for each of them too."""
     sizes = Counter(expression.dataset_name for expression in expressions)
     figures = {}

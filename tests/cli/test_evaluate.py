@@ -13,7 +13,7 @@ from PIL import Image
 
 from groundingdino.checkpoints.model_file import SOURCE_KEY, save_detector
 from groundingdino.cli import evaluate, evaluate_referring
-from groundingdino.data import Expression
+from groundingdino.data import ReferringExpression
 from groundingdino.evaluation import ImageAnswer
 from groundingdino.evaluation.misses import save_misses, worst_misses
 
@@ -113,7 +113,7 @@ def test_a_file_of_several_data_sets_gets_a_line_for_each():
 
 def test_the_worst_misses_come_first_and_hits_do_not_come_at_all(tmp_path: Path):
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
-    expressions = [Expression(n, n + 1, "a.png", "cup", "refcoco", (10.0, 10, 30, 20)) for n in range(5)]
+    expressions = [ReferringExpression(n, n + 1, "a.png", "cup", "refcoco", (10.0, 10, 30, 20)) for n in range(5)]
     boxes = [[10, 10, 30, 20], [10, 10, 19, 20], [40, 30, 50, 40], [40, 30, 50, 40]]
     scores = [0.9, 0.9, 0.3, 0.8]
     answers = [

@@ -2,14 +2,14 @@
 
 import pytest
 
-from groundingdino.data import Expression
+from groundingdino.data import ReferringExpression
 from groundingdino.evaluation.floor import floors
 
 SMALL, LARGE = (45.0, 45, 55, 55), (0.0, 0, 40, 40)
 
 
-def expression(number: int, box: tuple[float, float, float, float], size=(100, 100)) -> Expression:
-    return Expression(number, number, "a.jpg", "cup", "refcoco", box, size)
+def expression(number: int, box: tuple[float, float, float, float], size=(100, 100)) -> ReferringExpression:
+    return ReferringExpression(number, number, "a.jpg", "cup", "refcoco", box, size)
 
 
 def test_the_largest_box_and_the_one_nearest_the_centre_are_the_answers():

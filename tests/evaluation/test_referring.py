@@ -11,7 +11,7 @@ import torch
 from golden_cases import tiny_model
 from PIL import Image
 
-from groundingdino.data import Expression, load_expressions
+from groundingdino.data import ReferringExpression, load_expressions
 from groundingdino.evaluation import (
     EvaluationOptions,
     ImageAnswer,
@@ -35,8 +35,8 @@ BOX_ATOL = 2e-3
 SCALE = (64, 96)
 
 
-def ground_truth(count: int) -> list[Expression]:
-    return [Expression(n, n + 1, "a.png", "cup", "refcoco", (10.0, 10, 30, 20)) for n in range(count)]
+def ground_truth(count: int) -> list[ReferringExpression]:
+    return [ReferringExpression(n, n + 1, "a.png", "cup", "refcoco", (10.0, 10, 30, 20)) for n in range(count)]
 
 
 def answer(index: int, *ranked: tuple[list[float], float]) -> ImageAnswer:
@@ -118,7 +118,7 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Expression], Path]:
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[ReferringExpression], Path]:
     """Seven sentences about three images of different shapes, mixed up."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
@@ -127,7 +127,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Expression], 
         Image.fromarray(pixels).resize((width, height)).save(folder / f"{number}.png")
     of = [0, 1, 0, 2, 0, 1, 0]
     expressions = [
-        Expression(100 + n, n + 1, f"{of[n]}.png", caption, "refcoco", (5.0, 5, 40, 45))
+        ReferringExpression(100 + n, n + 1, f"{of[n]}.png", caption, "refcoco", (5.0, 5, 40, 45))
         for n, caption in enumerate(SENTENCES)
     ]
     return expressions, folder
@@ -148,7 +148,7 @@ def assert_same_answers(found: tuple[ImageAnswer, ...], expected: tuple[ImageAns
 
 
 class TestEvaluator:
-    def test_grouped_and_batched_sentences_answer_as_one_by_one(self, scenes: tuple[list[Expression], Path]):
+    def test_grouped_and_batched_sentences_answer_as_one_by_one(self, scenes: tuple[list[ReferringExpression], Path]):
         expressions, folder = scenes
         model = tiny_model()
         grouped = evaluate_referring(model, ReferringProtocol(expressions, folder), replace(OPTIONS, batch_size=3))
@@ -168,7 +168,7 @@ class TestEvaluator:
         assert grouped.figures.precision == precision(expressions, one_by_one)
 
     def test_the_image_half_runs_once_per_image(
-        self, scenes: tuple[list[Expression], Path], monkeypatch: pytest.MonkeyPatch
+        self, scenes: tuple[list[ReferringExpression], Path], monkeypatch: pytest.MonkeyPatch
     ):
         expressions, folder = scenes
         model = tiny_model()
@@ -181,7 +181,7 @@ class TestEvaluator:
         )
         assert len(calls) == 3 and seen == [4, 2, 1]
 
-    def test_subject_scoring_counts_the_subjects_words_only(self, scenes: tuple[list[Expression], Path]):
+    def test_subject_scoring_counts_the_subjects_words_only(self, scenes: tuple[list[ReferringExpression], Path]):
         expressions, folder = scenes
         model = tiny_model()
         index = 2
@@ -201,7 +201,7 @@ class TestEvaluator:
         expected = category_scores(last.logits[0], chosen)[:, 0].sort(descending=True).values
         torch.testing.assert_close(torch.tensor(found.figures.answers[0].scores), expected[:100], atol=ATOL, rtol=0)
 
-    def test_the_report_is_plain_data_that_names_the_protocol(self, scenes: tuple[list[Expression], Path]):
+    def test_the_report_is_plain_data_that_names_the_protocol(self, scenes: tuple[list[ReferringExpression], Path]):
         expressions, folder = scenes
         evaluation = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder), OPTIONS)
         again = json.loads(json.dumps(report(evaluation)))
@@ -209,7 +209,7 @@ class TestEvaluator:
         assert set(again["precision"]["refcoco"]) == {"1", "5", "10"}
         assert (again["prompts"], again["images"]) == (7, 3)
 
-    def test_the_model_and_the_random_state_are_left_as_they_were(self, scenes: tuple[list[Expression], Path]):
+    def test_the_model_and_the_random_state_are_left_as_they_were(self, scenes: tuple[list[ReferringExpression], Path]):
         expressions, folder = scenes
         model = tiny_model().train()
         before = torch.get_rng_state()
@@ -217,7 +217,7 @@ class TestEvaluator:
         assert model.training and torch.equal(before, torch.get_rng_state())
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_a_missing_image_is_named_in_one_line(self, scenes: tuple[list[Expression], Path], workers: int):
+    def test_a_missing_image_is_named_in_one_line(self, scenes: tuple[list[ReferringExpression], Path], workers: int):
         expressions, folder = scenes
         lost = [*expressions, replace(expressions[0], file_name="gone.png", number=8)]
         with pytest.raises(ValueError) as caught:
@@ -225,7 +225,7 @@ class TestEvaluator:
         wanted = "wanted by images entry 8 of the annotations"
         assert str(caught.value) == f"{folder / 'gone.png'}: no such file, {wanted}"
 
-    def test_a_caption_longer_than_the_model_reads_is_cut_off(self, scenes: tuple[list[Expression], Path]):
+    def test_a_caption_longer_than_the_model_reads_is_cut_off(self, scenes: tuple[list[ReferringExpression], Path]):
         expressions, folder = scenes
         long = replace(expressions[0], caption="man " * 300)
         cut = replace(expressions[0], caption="man " * 254)
@@ -240,7 +240,9 @@ class TestRanks:
     def test_every_image_has_one_rank_and_the_load_is_even(self, world_size: int):
         generator = np.random.default_rng(0)
         names = [f"{n}.png" for n, count in enumerate(generator.integers(1, 20, 60)) for _ in range(count)]
-        expressions = [Expression(n, n + 1, name, "cup", "refcoco", (0, 0, 1, 1)) for n, name in enumerate(names)]
+        expressions = [
+            ReferringExpression(n, n + 1, name, "cup", "refcoco", (0, 0, 1, 1)) for n, name in enumerate(names)
+        ]
         questions = ReferringProtocol(expressions, Path("images")).questions()
         shares = [shard(questions, rank, world_size) for rank in range(world_size)]
         indices = sorted(index for part in shares for question in part for index in question.ids)
@@ -248,7 +250,7 @@ class TestRanks:
         loads = [sum(IMAGE_COST + len(question.ids) for question in part) for part in shares]
         assert max(loads) - min(loads) <= 3
 
-    def test_two_processes_give_the_result_of_one(self, scenes: tuple[list[Expression], Path], tmp_path: Path):
+    def test_two_processes_give_the_result_of_one(self, scenes: tuple[list[ReferringExpression], Path], tmp_path: Path):
         expressions, folder = scenes
         alone = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder), OPTIONS)
         context = multiprocessing.get_context("spawn")
@@ -270,7 +272,7 @@ class TestRanks:
         assert [len(shard(questions, rank, 4)) for rank in range(4)] == [1, 0, 0, 0]
 
 
-def evaluate_as_rank(rank: int, expressions: list[Expression], folder: Path, out: Path) -> None:
+def evaluate_as_rank(rank: int, expressions: list[ReferringExpression], folder: Path, out: Path) -> None:
     """What a process of `test_two_processes_give_the_result_of_one` does."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=2)

@@ -23,7 +23,7 @@ def pixels_of(picture, color):
 
 @pytest.fixture
 def labels(monkeypatch):
-    """Every label that is drawn: (place, text)."""
+    """Every label that is drawn: (place, text). A picture does not say where its letters are, so this looks inside."""
     drawn = []
     original = visualize._label
 

@@ -57,6 +57,7 @@ def test_a_full_disk_while_saving_says_so_and_keeps_the_old_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(tensor)
 
+    # The disk has to fill up between two tensors of one file, where no public door leads.
     monkeypatch.setattr(safetensors_file, "_bytes_of", full)
     with pytest.raises(OSError, match="last.state.*disk is full.*as it was"):
         fit(small_config(data, run))
