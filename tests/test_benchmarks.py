@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 benchmarks = pytest.importorskip("benchmarks.__main__", reason="benchmarks are not installed: run from the repository")
 from benchmarks import matrix_bound, race, workload  # noqa: E402
 from groundingdino.inputs.text import default_tokenizer, finish_caption  # noqa: E402
-from groundingdino.ops import Windows, feed_forward, window_attention  # noqa: E402
+from groundingdino.ops import Linear, Windows, feed_forward, window_attention  # noqa: E402
 
 
 def test_every_benchmark_that_is_listed_can_be_imported():
@@ -56,9 +56,9 @@ def test_matrix_work_of_the_operators_that_torch_has_no_formula_for():
 @pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="nothing is computed again")
 def test_matrix_work_of_a_feed_forward_block_is_two_products_forward_and_five_backward(kernels_for_all_sizes):
     rows, width, hidden = 600, 4, 8
-    x, *weights = (torch.randn(*s, requires_grad=True) for s in ((rows, 4), (8, 4), (8,), (4, 8), (4,)))
+    x, fc1, fc2 = torch.randn(rows, width, requires_grad=True), Linear(width, hidden), Linear(hidden, width)
     with matrix_bound.MatrixWork() as work:
-        feed_forward(x, *weights, "gelu").sum().backward()
+        feed_forward(x, fc1, fc2, "gelu").sum().backward()
     assert work.flops == sum(work.shapes.values()) == 7 * 2 * rows * width * hidden
 
 

@@ -19,9 +19,12 @@ from groundingdino.model.image_tokens import ImageTokens, Sampling
 from groundingdino.model.text_encoder import TextContext
 
 
-def _run(part: Callable[..., Any], recompute: bool, *inputs: Any) -> Any:
-    """`part(*inputs)`; with `recompute` its intermediate values are computed again in the backward pass."""
-    return checkpoint(part, *inputs, use_reentrant=False) if recompute else part(*inputs)
+def _run(part: Callable[..., Any], recompute: bool, image: ImageTokens, other: Any) -> Any:
+    """`part(image, other)`; with `recompute` its intermediate values are computed again in the backward pass."""
+    if not recompute:
+        return part(image, other)
+    # torch restores the random state, for the same dropout, of the devices of the tensors among its arguments.
+    return checkpoint(lambda tokens: part(replace(image, tokens=tokens), other), image.tokens, use_reentrant=False)
 
 
 class TextLayer(nn.Module):

@@ -61,7 +61,7 @@ class TrainingState:
 
     model: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]  # parameter name -> AdamW's tensors; empty before the first step
-    scaler: dict[str, float]  # of the loss scale; empty in precisions without one
+    scaler: dict[str, int | float]  # of the loss scale; empty in precisions without one
     average: dict[str, Tensor] | None
     position: Position
     loader: LoaderState

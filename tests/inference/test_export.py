@@ -182,7 +182,7 @@ def test_names_that_need_two_captions_are_refused_with_the_number_that_fits():
     [
         (("--opset", "17"), "opset 17: 20 is the first"),
         (("--form", "x-anylabeling", "--categories", "names.txt"), "exclude each other"),
-        (("--images", "gone.jpg"), "gone.jpg: no such image file"),
+        (("--images", "gone.jpg"), "gone.jpg: no such file"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(options, message, checkpoint, tmp_path, capsys):

@@ -378,4 +378,4 @@ def test_two_ranks_over_hccl_average_gradients_and_train_the_quick_start(runs):
     code, output = runs["ranks"]
     assert code == 0, output[-6000:]
     assert "gradients equal those of one process" in output
-    assert "4 images a step (2 x 1 x 2 processes)" in output and "precision@1" in output, output[-3000:]
+    assert "4 images per step (2 x 1 x 2 processes)" in output and "precision@1" in output, output[-3000:]
