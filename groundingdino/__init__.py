@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from groundingdino.inference.results import to_json as to_json
     from groundingdino.inference.results import to_supervision as to_supervision
     from groundingdino.inference.visualize import draw_detections as draw_detections
+    from groundingdino.inference.vocabulary import Vocabulary as Vocabulary
+    from groundingdino.inference.vocabulary import read_vocabulary as read_vocabulary
     from groundingdino.model import build_detector as build_detector
     from groundingdino.runtime.devices import tune_process as tune_process
     from groundingdino.structures import Detections as Detections
@@ -39,6 +41,8 @@ _HOME_OF_NAME = {
     "to_coco": "inference.results",
     "to_json": "inference.results",
     "to_supervision": "inference.results",
+    "Vocabulary": "inference.vocabulary",
+    "read_vocabulary": "inference.vocabulary",
     "tune_process": "runtime.devices",
     "Detections": "structures",
 }

@@ -31,11 +31,11 @@ DOORS = {
     "pycocotools": {"evaluation/coco.py"},
     "gradio": {"cli/demo_page.py"},
     "supervision": {"inference/results.py", "util/inference.py"},
-    "yaml": {"data/formats/yolo.py"},
+    "yaml": {"data/formats/files.py", "data/formats/yolo.py"},
     "huggingface_hub": {"checkpoints/hub.py"},
     "nltk": {"inputs/noun_phrases.py"},
     "matplotlib": {"data/data_counts.py", "training/recorder.py"},
-    "torchvision": {"inference/predictor.py", "training/criterion.py", "datasets/transforms.py"},
+    "torchvision": {"inference/postprocess.py", "training/criterion.py", "datasets/transforms.py"},
 }
 # Not behind a door: what tensors, images and records are made of, and what every command uses.
 EVERYWHERE = {"torch", "numpy", "PIL", "msgspec", "tqdm", "tyro"}

@@ -40,6 +40,8 @@ class Arguments:
     """default: the only .safetensors in this folder, weights/ or checkpoints/"""
     categories: str | None = None
     """what to look for: names, separated by commas"""
+    names: str | None = None
+    """what to look for: a file of names (names.txt, names.yaml), or coco, lvis, objects365, v3det, odinw/NAME"""
     refer: str | None = None
     """what to look for: a sentence about one object"""
     phrases: str | None = None
@@ -78,7 +80,10 @@ def prompt_maker(arguments: Arguments) -> Callable[[], "Prompt"]:
 
     def make() -> "Prompt":
         from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
+        from groundingdino.inference.vocabulary import read_vocabulary
 
+        if arguments.names is not None:
+            return read_vocabulary(arguments.names)
         if arguments.categories is not None:
             return Categories([name.strip() for name in arguments.categories.split(",") if name.strip()])
         if arguments.refer is not None:
@@ -87,10 +92,12 @@ def prompt_maker(arguments: Arguments) -> Callable[[], "Prompt"]:
             return Phrases(arguments.phrases)
         return Spans(arguments.caption or "", spans)
 
-    options = (arguments.categories, arguments.refer, arguments.phrases)
+    options = (arguments.categories, arguments.names, arguments.refer, arguments.phrases)
     given = sum(option is not None for option in options) + (arguments.caption is not None or bool(spans))
     if given != 1:
-        raise ValueError(f"give one of --categories, --refer, --phrases and --caption with --spans, got {given}")
+        raise ValueError(
+            f"give one of --categories, --names, --refer, --phrases and --caption with --spans, got {given}"
+        )
     return make
 
 

@@ -20,11 +20,11 @@ from groundingdino.evaluation.lvis_matching import AREAS, Detections, ImageCateg
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Categories
+from groundingdino.inference.vocabulary import LVIS_NAMES_PER_CAPTION as NAMES_PER_CAPTION
 
 PER_IMAGE = 300  # boxes of an image that count for standard AP
 PER_CATEGORY = 10_000  # boxes of a category, over all images, that count for fixed AP
 ROWS_AT_ONCE = 2_000_000  # predictions that are sorted into categories together
-NAMES_PER_CAPTION = 40  # of mmdet's published figures
 COCO_HOST = "http://images.cocodataset.org/"
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from groundingdino.inference import postprocess
 from groundingdino.inference.prompts import CaptionChunk, ResolvedPrompt
+from groundingdino.inference.vocabulary import Vocabulary
 from groundingdino.inputs.images import ImageGeometry, ResizedImage, collate_images
 from groundingdino.inputs.text import collate_text
 from groundingdino.model.detector import GroundingDINO
@@ -55,6 +56,11 @@ class RankedBoxes:
     scores: Tensor  # (K,) float32 in [0, 1], falling
     labels: Tensor  # (K,) int64, index into the prompt's names
 
+    def folded(self, vocabulary: Vocabulary) -> "RankedBoxes":
+        """Labels that index the texts of a vocabulary -> its names; see `postprocess.fold`."""
+        rows, names = postprocess.fold(self.boxes, self.scores, self.labels, vocabulary.roles)
+        return RankedBoxes(self.boxes[rows], self.scores[rows], names)
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -64,6 +70,7 @@ class _Work:
     chunk: CaptionChunk
     features: Tensor  # (T, D)
     positive_map: Tensor | None  # (C, T)
+    prompt: ResolvedPrompt
     last: bool  # of its prompt
 
 
@@ -144,7 +151,7 @@ class Engine:
             for item, rows in zip(work, self._ranked_rows(work, keep), strict=True):
                 parts.append(rows)
                 if item.last:
-                    yield _merged(parts)
+                    yield _merged(parts, item.prompt.vocabulary)
                     parts = []
 
     def token_logits(self, image: EncodedImage, prompt: EncodedPrompt) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,8 +172,8 @@ class Engine:
                 if waiting and (len(waiting) == self.pairs_per_pass or waiting[0].image.tokens is not image.tokens):
                     yield waiting
                     waiting = []
-                positive_map = prompt.positive_maps[index]
-                waiting.append(_Work(image, chunk, prompt.features[index], positive_map, index == count - 1))
+                features, positive_map = prompt.features[index], prompt.positive_maps[index]
+                waiting.append(_Work(image, chunk, features, positive_map, prompt.resolved, index == count - 1))
         if waiting:
             yield waiting
 
@@ -220,8 +227,9 @@ def _scores(logits: Tensor, positive_map: Tensor | None) -> Tensor:
     return postprocess.category_scores(logits, positive_map)
 
 
-def _merged(parts: Sequence[Tensor]) -> RankedBoxes:
-    """The rows (K, 6) of a prompt's captions as one ranking."""
+def _merged(parts: Sequence[Tensor], vocabulary: Vocabulary | None) -> RankedBoxes:
+    """The rows (K, 6) of a prompt's captions as one ranking, a vocabulary's texts folded into its names."""
     rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     rows = rows[rows[:, 4].argsort(descending=True, stable=True)]
-    return RankedBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long())
+    ranked = RankedBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long())
+    return ranked if vocabulary is None else ranked.folded(vocabulary)

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from groundingdino import boxes as box_ops
+from groundingdino.inference.vocabulary import PromptRoles
 from groundingdino.inputs.images import ImageGeometry
+
+SAME_OBJECT = 0.7  # IoU over which two boxes of one vocabulary entry, or of it and its negative, are one object
 
 
 def category_scores(logits: Tensor, positive_map: Tensor) -> Tensor:
@@ -63,3 +66,39 @@ def to_image_frame(boxes: Tensor, geometry: ImageGeometry) -> Tensor:
     extent = boxes.new_tensor([width, height, width, height])
     corners = (box_ops.cxcywh_to_xyxy(boxes) * extent).clamp(min=0)
     return torch.minimum(corners, extent) / boxes.new_tensor([*geometry.scale_factor, *geometry.scale_factor])
+
+
+def fold(boxes: Tensor, scores: Tensor, labels: Tensor, roles: PromptRoles) -> tuple[Tensor, Tensor]:
+    """The rows of a vocabulary's texts that are reported, and the name of each.
+
+    A text's boxes are those of the name whose prompt it is. A name's box goes where one of its negatives has a better
+    box of the same object; of what an ensemble finds, the best box of each object stays (`SAME_OBJECT`).
+
+    Args:
+        boxes: (K, 4) xyxy.
+        scores: (K,) falling.
+        labels: (K,) int64, index of the text.
+
+    Returns:
+        rows (M,) int64, rising, and names (M,) int64.
+    """
+    names = torch.tensor(roles.owners)[labels]
+    kept = names >= 0
+    for name, negatives in roles.rivals:
+        own, others = (names == name).nonzero()[:, 0], torch.isin(labels, torch.tensor(negatives)).nonzero()[:, 0]
+        better = scores[others][None] > scores[own][:, None]
+        same = box_ops.iou(boxes[own][:, None], boxes[others][None]) > SAME_OBJECT
+        kept[own[(better & same).any(dim=1)]] = False
+    if roles.ensembles:
+        rows = (kept & torch.isin(names, torch.tensor(roles.ensembles))).nonzero()[:, 0]
+        kept[rows] = False
+        kept[rows[suppress(boxes[rows], scores[rows], names[rows], SAME_OBJECT)]] = True
+    found = kept.nonzero()[:, 0]
+    return found, names[found]
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float) -> Tensor:
+    """Rows that non-maximum suppression keeps, best first; between equal labels, or between all where None."""
+    from torchvision.ops import batched_nms, nms  # a second's import that few calls need
+
+    return nms(boxes, scores, iou) if labels is None else batched_nms(boxes, scores, labels, iou)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from groundingdino import checkpoints
 from groundingdino.checkpoints.model_file import image_scale, load_detector
+from groundingdino.inference import postprocess
 from groundingdino.inference.engine import (
     TOP_K_PER_CAPTION,
     EncodedImage,
@@ -152,13 +153,13 @@ class Predictor:
         Args:
             images: a path, Pillow image, uint8 RGB array, (3, H, W) tensor or `EncodedImage`; or a folder, a batch,
                 or an iterable of these.
-            prompts: one prompt for all images, or a list with one for each: `Categories`, `Phrases`, `Spans`,
-                `Referring` or `EncodedPrompt`. Instead, one of the next four:
+            prompts: one prompt for all images, or a list with one for each: `Categories`, `Vocabulary`, `Phrases`,
+                `Spans`, `Referring` or `EncodedPrompt`. Instead, one of the next four:
             categories: names, or one string "cat . dog ."; any number, split into several captions as needed.
             phrases: a caption whose noun phrases are looked for.
             spans: (caption, for each object its list of character spans [start, end)).
             referring: a sentence about one object; `scoring` as in `prompts.Referring`.
-            threshold: least score; default 0.3, and 0 for `referring`.
+            threshold: least score; default 0.3, and 0 for `referring`. A vocabulary's own thresholds come first.
             top_k: most detections of an image; default all (300 a caption), and 1 for `referring`.
             nms: IoU over which the worse of two boxes goes; default off. Between equal labels only, unless
                 `nms_per_label` is False.
@@ -277,7 +278,7 @@ def _check_prompts(prompts: object) -> None:
         wrong = [prompt for prompt in prompts if not isinstance(prompt, Prompt | EncodedPrompt)]
     if wrong:
         shown = " ".join(reprlib.repr(wrong[0]).split())
-        raise ValueError(f"a prompt is Categories, Phrases, Spans or Referring, got {shown}")
+        raise ValueError(f"a prompt is Categories, Vocabulary, Phrases, Spans or Referring, got {shown}")
 
 
 def _named_prompt(
@@ -308,9 +309,14 @@ def filter_detections(ranked: RankedBoxes, prompt: ResolvedPrompt, keep: Detecti
     threshold = keep.threshold
     if threshold is None:
         threshold = 0.0 if prompt.one_object else THRESHOLD
-    rows = (scores >= threshold).nonzero()[:, 0]
+    least: float | Tensor = threshold
+    if prompt.vocabulary is not None:  # a name's own threshold comes first
+        own = [threshold if one is None else one for one in prompt.vocabulary.thresholds]
+        least = torch.tensor(own)[labels]
+    rows = (scores >= least).nonzero()[:, 0]
     if keep.nms is not None:
-        rows = rows[_suppress(boxes[rows], scores[rows], labels[rows], keep.nms, keep.nms_per_label)]
+        competing = labels[rows] if keep.nms_per_label else None
+        rows = rows[postprocess.suppress(boxes[rows], scores[rows], competing, keep.nms)]
     top_k = 1 if keep.top_k is None and prompt.one_object else keep.top_k
     rows = rows[:top_k]
     found = labels[rows].tolist()
@@ -321,10 +327,3 @@ def filter_detections(ranked: RankedBoxes, prompt: ResolvedPrompt, keep: Detecti
         names=tuple(prompt.names[label] for label in found),
         spans=None if prompt.spans is None else tuple(prompt.spans[label] for label in found),
     )
-
-
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, per_label: bool) -> Tensor:
-    """Rows that non-maximum suppression keeps, best first."""
-    from torchvision.ops import batched_nms, nms  # a second's import that few calls need
-
-    return batched_nms(boxes, scores, labels, iou) if per_label else nms(boxes, scores, iou)

@@ -3,16 +3,21 @@
 A mode is a class; nothing is guessed from the shape of a string. Axes: C categories (or phrases), T text tokens.
 """
 
+import logging
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from groundingdino.inference.vocabulary import Vocabulary, split_context
 from groundingdino.inputs import noun_phrases, text
+
+logger = logging.getLogger(__name__)
 
 Scoring = Literal["max", "subject"]
 SCORINGS: tuple[Scoring, ...] = ("max", "subject")
@@ -61,7 +66,7 @@ class Referring:
 
 LONGEST_TEXT = 200_000  # characters of a caption, a name, or a string of names
 
-Prompt = Categories | Phrases | Spans | Referring
+Prompt = Categories | Vocabulary | Phrases | Spans | Referring
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class ResolvedPrompt:
     names: tuple[str, ...]  # one a label
     spans: tuple[text.Spans, ...] | None  # one a label, in phrase and span mode
     one_object: bool  # whether exactly one object is described
+    vocabulary: Vocabulary | None = None  # the captions' labels are its texts, the ranking's its names
 
 
 def resolve(
@@ -96,6 +102,8 @@ def resolve(
     """
     if isinstance(prompt, Categories):
         return _resolve_categories(prompt, tokenizer, max_tokens)
+    if isinstance(prompt, Vocabulary):
+        return _resolve_vocabulary(prompt, tokenizer, max_tokens)
     encode = _Encoder(tokenizer, max_tokens, strict)
     if isinstance(prompt, Phrases):
         return _resolve_spans(noun_phrases.phrase_prompt(encode.checked(prompt.caption)), encode)
@@ -103,7 +111,9 @@ def resolve(
         return _resolve_spans(_span_prompt(prompt, encode), encode)
     if isinstance(prompt, Referring):
         return _resolve_referring(prompt, encode)
-    raise ValueError(f"a prompt is Categories, Phrases, Spans or Referring, got {type(prompt).__name__}: {prompt!r}")
+    raise ValueError(
+        f"a prompt is Categories, Vocabulary, Phrases, Spans or Referring, got {type(prompt).__name__}: {prompt!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -163,12 +173,47 @@ def _names(names: object) -> list[str]:
 def _resolve_categories(prompt: Categories, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
     names = _names(prompt.names)
     text.category_prompt(names)  # refuses empty lists and names by themselves, before they are counted
+    _warn_of_unreadable(names, tokenizer)
     chunks = []
     for part in text.split_by_tokens(names, tokenizer, max_tokens, prompt.names_per_caption):
         asked = text.category_prompt([names[index] for index in part])
         caption = tokenizer.encode(asked.caption)
         chunks.append(CaptionChunk(caption, text.positive_map(caption, asked.spans), part.start))
     return ResolvedPrompt(tuple(chunks), tuple(names), None, one_object=False)
+
+
+@cache
+def _warn_once(name: str, words: tuple[str, ...]) -> None:
+    logger.warning(
+        "the model reads English: of the prompt %r it knows %s by single letters or not at all; translate it",
+        name, ", ".join(map(repr, words)),
+    )  # fmt: skip
+
+
+def _warn_of_unreadable(names: Sequence[str], tokenizer: text.CaptionTokenizer) -> None:
+    """Log, once a process, the names that the model cannot read."""
+    for name in names:
+        words = text.unreadable_words(name, tokenizer)
+        if words:
+            _warn_once(name, tuple(words))
+
+
+def _resolve_vocabulary(prompt: Vocabulary, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
+    contexts = [split_context(one) for one in prompt.texts]
+    plain = Categories(["".join(parts) for parts in contexts], prompt.names_per_caption)
+    resolved = _resolve_categories(plain, tokenizer, max_tokens)
+    chunks = []
+    for chunk in resolved.chunks:
+        assert chunk.positive_map is not None
+        labels = range(chunk.first_label, chunk.first_label + len(chunk.positive_map))
+        asked = text.category_prompt([plain.names[label] for label in labels])
+        spans = []
+        for label, ((start, end),) in zip(labels, asked.spans, strict=True):
+            before, inside, behind = contexts[label]
+            begin = start + len(text.clean_name(before))
+            spans.append(((begin, begin + len(text.clean_name(inside)) if before or behind else end),))
+        chunks.append(replace(chunk, positive_map=text.positive_map(chunk.caption, spans)))
+    return replace(resolved, chunks=tuple(chunks), names=prompt.shown, vocabulary=prompt)
 
 
 def _span_prompt(prompt: Spans, encode: _Encoder) -> text.Prompt:

@@ -27,7 +27,7 @@ from groundingdino.structures import TextBatch
 VOCABULARY_FILE = Path(__file__).parent / "assets" / "bert-base-uncased-vocab.txt"
 MAX_TOKENS = 256  # the released models' limit, [CLS] and [SEP] included
 
-PAD_ID, CLS_ID, SEP_ID = 0, 101, 102
+PAD_ID, UNKNOWN_ID, CLS_ID, SEP_ID = 0, 100, 101, 102
 SEPARATORS = {"[CLS]": CLS_ID, "[SEP]": SEP_ID, ".": 1012, "?": 1029}  # each ends a sub-sentence
 
 Span = tuple[int, int]  # characters [start, end)
@@ -94,6 +94,20 @@ class CaptionTokenizer:
 def default_tokenizer() -> CaptionTokenizer:
     """The packaged tokenizer, built once a process."""
     return CaptionTokenizer()
+
+
+def unreadable_words(name: str, tokenizer: CaptionTokenizer) -> list[str]:
+    """The words of a name that the vocabulary has no piece of, or single letters alone, as of another language."""
+    encoded = tokenizer.encode(name)
+    tokens = list(zip(encoded.token_ids, encoded.offsets, strict=True))[1:-1]
+    words = []
+    for word in re.finditer(r"\S+", name):
+        inside = [(token, name[start:end]) for token, (start, end) in tokens if word.start() <= start < word.end()]
+        letters = [piece for _, piece in inside if piece.isalpha()]
+        alone = len(letters) > 1 or not word[0].isascii()
+        if any(token == UNKNOWN_ID for token, _ in inside) or (letters and alone and max(map(len, letters)) == 1):
+            words.append(word[0])
+    return words
 
 
 def finish_caption(caption: str) -> str:

@@ -18,7 +18,9 @@ from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.catalogue import CATALOGUE, Request, combine
 from groundingdino.evaluation.detection_misses import save_detection_misses
 from groundingdino.evaluation.report import Figures
-from groundingdino.inference.prompts import Categories, Spans
+from groundingdino.inference.prompts import Spans, resolve
+from groundingdino.inference.vocabulary import plain_names
+from groundingdino.inputs.text import default_tokenizer
 from groundingdino.runtime import distributed
 
 OPTIONS = EvaluationOptions(scale=(48, 64), workers=0)
@@ -199,15 +201,18 @@ def test_odinw_prompts_are_as_published(data):
     assert [len(suite) for suite in suites.values()] == [13, 35]
     plain = odinw.OdinwDetection.load(suites["13"]["pothole"], data / "odinw")
     words = odinw.OdinwDetection.load(suites["35"]["pothole"], data / "odinw")
-    assert plain.prompt == Categories(("pothole",))
-    assert words.prompt == Spans("there are some holes on the road", [[(15, 20)]])
+    assert plain.prompt == plain_names(["pothole"])
+    asked = resolve(words.prompt, default_tokenizer())
+    published = resolve(Spans("there are some holes on the road", [[(15, 20)]]), default_tokenizer())
+    assert asked.chunks[0].caption == published.chunks[0].caption
+    assert torch.equal(asked.chunks[0].positive_map, published.chunks[0].positive_map)
     assert plain.truth.category_ids == (1,)  # the file also has a category that is not asked for
 
 
 def test_an_odinw_file_without_a_category_says_which_it_has(data):
     with pytest.raises(ValueError, match="no category 'cheetah', 'human'; it has 'things', 'dog', 'person'"):
         folder = "thermalDogsAndPeople/valid"
-        odinw.OdinwDetection.load(odinw.DataSet("cats", folder, "cheetah, human"), data / "odinw")
+        odinw.OdinwDetection.load(odinw.DataSet("ThermalCheetah", folder), data / "odinw")
 
 
 def test_the_images_with_most_misses_are_drawn_first(data, tmp_path):

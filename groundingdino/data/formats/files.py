@@ -95,6 +95,16 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
+def read_yaml(path: Path) -> Any:
+    """What a YAML document says, as plain data. ValueError, naming the file, if it is missing or not YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+
+
 @cache
 def _decoder(form: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(form, strict=False)  # "640" is a number, too: converters write such

@@ -75,16 +75,10 @@ def _config(path: Path) -> dict[str, Any]:
     file = _config_file(path)
     if file is None or file.suffix == ".txt":
         return {}
-    text = files.read_text(file)
     if file.suffix == ".data":
-        pairs = [line.partition("=") for line in text.splitlines() if "=" in line]
+        pairs = [line.partition("=") for line in files.read_text(file).splitlines() if "=" in line]
         return {key.strip(): value.strip() for key, _, value in pairs}
-    import yaml
-
-    try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{file}: not YAML ({' '.join(str(error).split())[:200]})") from error
+    config = files.read_yaml(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file}: expected YAML with train, val and names")
     return config
