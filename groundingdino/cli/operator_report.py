@@ -3,17 +3,17 @@
 import functools
 import os
 import platform
-import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
+from groundingdino import __version__
 from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference
 from groundingdino.ops.ms_deform_attn import npu, triton
-from groundingdino.runtime import bootstrap, devices
+from groundingdino.runtime import bootstrap, devices, tuning
 from groundingdino.runtime.kernels import OLD_VARIABLE, VARIABLE, kernel_mode
+from groundingdino.runtime.tuning import installed_version, milliseconds
 
 # A kernel sums in its own order and, on a card, multiplies approximately; wrong results are off by whole numbers.
 TOLERANCE = 1e-3
@@ -28,20 +28,13 @@ CASES: dict[str, tuple[int, int, int, int, Shapes]] = {  # queries, heads, chann
 ENCODER = (((100, 167), (50, 84), (25, 42), (13, 21)), 8, 32, 4)  # an 800x1333 image
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def environment_lines(device: torch.device) -> list[str]:
     """Versions and settings that a report needs."""
     names = ("ASCEND_HOME_PATH", "TASK_QUEUE_ENABLE", "PYTORCH_NPU_ALLOC_CONF", "OMP_NUM_THREADS")
     variables = [f"{name}={os.environ[name]}" for name in (*names, VARIABLE, OLD_VARIABLE) if name in os.environ]
     lines = [
         f"python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        f"torch {torch.__version__}, torch_npu {_installed('torch_npu')}, groundingdino {_installed('groundingdino')}",
+        f"torch {torch.__version__}, torch_npu {installed_version('torch_npu')}, groundingdino {__version__}",
         f"device {device}"
         + (f" ({torch.get_device_module(device).get_device_name()})" if device.type != "cpu" else ""),
         f"environment: {' '.join(variables) or 'nothing set'}",
@@ -69,6 +62,15 @@ def path_line(device: torch.device) -> str:
         problem = triton.kernel_problem(device, torch.float32, channels=32, levels=4, backward=True)
         return f"path: grid_sample, because {problem}" if problem else "path: our Triton kernels"
     return f"path: grid_sample, there is no kernel for {device.type}" + (" built" if device.type == "cpu" else "")
+
+
+def measured_lines(device: torch.device) -> list[str]:
+    """What `--tune` has found on this card earlier and is used now."""
+    table = None if device.type == "cpu" else tuning.load_table(device)
+    if table is None:
+        return []
+    chosen = {name: measured.fastest() for name, measured in table.operations.items()}
+    return [f"measured: {name}: {formulation or 'default'}" for name, formulation in chosen.items()]
 
 
 def inputs(queries: int, heads: int, channels: int, points: int, shapes: Shapes) -> list[Tensor]:
@@ -104,18 +106,6 @@ def worst_error(name: str, device: torch.device) -> float:
     return max(((a.cpu().double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a call, the device waited for."""
-    times = []
-    for _ in range(repeats + 1):  # the first one warms up
-        devices.synchronize(device)
-        start = time.perf_counter()
-        call()
-        devices.synchronize(device)
-        times.append((time.perf_counter() - start) * 1e3)
-    return sorted(times[1:])[repeats // 2]
-
-
 def timing_lines(device: torch.device, repeats: int) -> list[str]:
     """Time of the operator and of the composite for the encoder of one 800x1333 image."""
     shapes, heads, channels, points = ENCODER
@@ -131,12 +121,18 @@ def timing_lines(device: torch.device, repeats: int) -> list[str]:
     return lines
 
 
-def print_report(name: str, repeats: int) -> int:
-    """Print the report for a device of this name; 1 where a result is wrong, else 0. ValueError for no device."""
+def ready_device(name: str) -> torch.device:
+    """The device of this name, set up as the programs set it up. ValueError for no device."""
     device = devices.pick_device(name)
     devices.tune_process(device)
     devices.prepare_device(device)
-    print("\n".join([*environment_lines(device), path_line(device), "", "error relative to the composite in float64:"]))
+    return device
+
+
+def print_report(device: torch.device, repeats: int) -> int:
+    """Print the report; 1 where a result is wrong, else 0."""
+    lines = [*environment_lines(device), path_line(device), *measured_lines(device)]
+    print("\n".join([*lines, "", "error relative to the composite in float64:"]))
     wrong = 0
     for case in CASES:
         error = worst_error(case, device)

@@ -3,6 +3,7 @@
 Axes: B images, S tokens of the map, W windows, N places in a window, M heads, C channels of a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundingdino.ops.cpu_library import call, has_cpu_kernel, workspace_size
+from groundingdino.runtime import tuning
+from groundingdino.runtime.kernels import kernel_mode
 
 INPUTS = "Tensor qkv, Tensor padding, Tensor bias, Tensor token, Tensor place, Tensor? mask"
 SCHEMA = f"({INPUTS}) -> Tensor"
@@ -38,30 +41,71 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Window
     Returns:
         (B, S, M, C).
 
-    On the CPU an operator with a kernel, float32 or float64; elsewhere, and in half precision, plain torch.
-    `GROUNDINGDINO_KERNELS=window_attention=off` asks for plain torch on the CPU too.
+    On the CPU an operator with a kernel, float32 or float64. Elsewhere, and in half precision, the formulation that
+    `groundingdino selfcheck --tune` found to be the fastest on this card, or plain torch.
+    `GROUNDINGDINO_KERNELS=window_attention=off` asks for plain torch everywhere.
     """
     if qkv.device.type == "cpu" and qkv.dtype == bias.dtype and qkv.dtype in (torch.float32, torch.float64):
         tensors = (qkv, padding, bias, windows.token, windows.place, windows.mask)
         return torch.ops.groundingdino.window_attention(*tensors)
+    measured = tuning.choice(qkv.device, operation(bias))
+    if measured in FORMULATIONS and kernel_mode("window_attention") == "auto":
+        return window_attention_as(measured, qkv, padding, bias, windows)
     return window_attention_reference(qkv, padding, bias, windows)
 
 
 def window_attention_reference(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
     """`window_attention` in plain torch, on every device."""
+    # No fused kernel of torch's has a gradient for the bias; two batched products then cost less than its own fallback.
+    return window_attention_as("composed" if bias.requires_grad else "sdpa", qkv, padding, bias, windows)
+
+
+def window_attention_as(formulation: str, qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
+    """`window_attention` by one of FORMULATIONS."""
     parts = _partition(qkv, padding, windows)
     if windows.mask is not None:
         bias = bias + windows.mask[:, None]  # (W, M, N, N)
-    if not bias.requires_grad:
-        added = bias[None] if bias.dim() == 3 else bias.expand(len(qkv), *bias.shape).flatten(0, 1)
-        out = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=added)  # (B * W, M, N, C)
-    else:
-        # No fused kernel has a gradient for the bias; two batched products then cost less than torch's own fallback.
-        q, k, v = parts.contiguous().flatten(1, 2).unbind()  # (B * W * M, N, C)
-        scores = torch.bmm(q, k.mT).view(-1, *bias.shape)
-        scores = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5)
-        out = torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v).view(parts.shape[1:])
+    out = FORMULATIONS[formulation](parts, bias)
     return out.transpose(1, 2).reshape(len(qkv), -1, *qkv.shape[3:]).index_select(1, windows.place)
+
+
+def operation(bias: Tensor) -> str:
+    """The name under which a call is measured and chosen: by window size, and whether the bias is trained."""
+    return f"window_attention {'training' if bias.requires_grad else 'inference'}, {bias.shape[-1]} places"
+
+
+# Each takes queries, keys and values (3, B * W, M, N, C) and the bias of the scores, (M, N, N) or (W, M, N, N), and
+# returns (B * W, M, N, C).
+
+
+def _composed(parts: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = parts.contiguous().flatten(1, 2).unbind()  # (B * W * M, N, C)
+    scores = torch.bmm(q, k.mT).view(-1, *bias.shape)
+    scores = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(dim=-1).view(-1, *bias.shape[-2:]), v).view(parts.shape[1:])
+
+
+def _sdpa(parts: Tensor, bias: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=_for_each_window(parts, bias))
+
+
+def _npu_fusion_attention(parts: Tensor, bias: Tensor) -> Tensor:
+    """torch_npu's fused attention. `pse` is what it adds to the scaled scores; "BNSD" is our (B * W, M, N, C)."""
+    q, k, v = parts.contiguous().unbind()
+    pse = _for_each_window(parts, bias).contiguous()
+    return torch.ops.npu.npu_fusion_attention(q, k, v, q.shape[1], "BNSD", pse=pse, scale=q.shape[-1] ** -0.5)[0]
+
+
+def _for_each_window(parts: Tensor, bias: Tensor) -> Tensor:
+    """(1 or B * W, M, N, N)."""
+    return bias[None] if bias.dim() == 3 else bias.repeat(parts.shape[1] // len(bias), 1, 1, 1)
+
+
+FORMULATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "composed": _composed,
+    "sdpa": _sdpa,
+    "npu_fusion_attention": _npu_fusion_attention,
+}
 
 
 def window_attention_backward_reference(

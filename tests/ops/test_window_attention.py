@@ -1,5 +1,7 @@
 """Window attention: the CPU's kernel, plain torch, and what padding, rolling and partitioning must mean."""
 
+import functools
+
 import pytest
 import torch
 from op_checks import assert_same, output_and_gradients, upstream
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from groundingdino.model.backbone import map_windows
 from groundingdino.ops import Windows, cpu_library, window_attention, window_attention_reference
-from groundingdino.ops.window_attention import backward, forward
+from groundingdino.ops.window_attention import backward, forward, window_attention_as
 
 CPU = torch.device("cpu")
 # Largest error as a fraction of the largest value; sums of up to 144 products in another order.
@@ -147,3 +149,13 @@ def test_half_precision_runs_as_plain_torch(dtype):
     assert torch.equal(
         window_attention(qkv, padding, bias, windows), window_attention_reference(qkv, padding, bias, windows)
     )
+
+
+@EVERY_CASE
+def test_composed_and_fused_formulations_agree_in_output_and_gradients(case):
+    qkv, padding, bias, windows = arguments(case)
+    found = [
+        output_and_gradients(functools.partial(window_attention_as, name), qkv, padding, bias, windows)
+        for name in ("composed", "sdpa")
+    ]
+    assert_same(*found, TOLERANCE[torch.float64])

@@ -21,12 +21,14 @@ from gradient_ranks import NO_DROPOUT, float32_batch
 from training_runs import free_port, losses, scenes, small_config
 
 from groundingdino import load_model
-from groundingdino.cli import operator_report, selfcheck
-from groundingdino.config import ModelConfig, OptimizerConfig, TrainConfig, quickstart
+from groundingdino.cli import operator_report, selfcheck, tuning_report
+from groundingdino.config import BackboneConfig, ModelConfig, OptimizerConfig, TrainConfig, quickstart
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.model.denoising import draw_noise
 from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
-from groundingdino.runtime import devices
+from groundingdino.ops.ms_deform_attn import npu
+from groundingdino.runtime import devices, tuning
+from groundingdino.runtime.tuning import Table
 from groundingdino.structures import to_device
 from groundingdino.training.learner import Learner
 from groundingdino.training.optimizer import finite_step
@@ -236,6 +238,48 @@ def test_the_self_check_passes(learner, capsys, monkeypatch):
     report = capsys.readouterr().out
     assert "torch_npu" in report and "device npu:0 (Ascend910B3)" in report and "path: libopapi.so" in report
     assert report.count("  ok") == len(operator_report.CASES)
+
+
+# ---- What is measured on a card is what it uses --------------------------------------------------------------------
+
+SMALL = tuning_report.Recipe(
+    images=((64, 96),), batches=(2,), queries=40, backbones=(BackboneConfig(24, (1,), (2,), 4, (0,)),)
+)
+
+
+def npu_attention(q, k, v, heads, layout, pse=None, padding_mask=None, atten_mask=None, scale=1.0, *rest, **options):
+    """What torch_npu documents of its fused attention."""
+    assert layout == "BNSD" and heads == q.shape[1] and pse.shape[-3:] == (heads, q.shape[2], q.shape[2])
+    out = ((q @ k.mT) * scale + pse).softmax(dim=-1) @ v
+    empty = q.new_empty(0)
+    return out, empty, empty, empty, 0, 0, 0
+
+
+@simulated
+@pytest.mark.parametrize("fastest", ["aclnn", "gather"])
+def test_tuning_refuses_what_is_wrong_and_training_uses_the_fastest(learner, fastest, tmp_path, monkeypatch):
+    """With made-up times; gradients by gathered rows are made wrong."""
+    monkeypatch.setenv("GROUNDINGDINO_CACHE", str(tmp_path))
+    monkeypatch.delenv("GROUNDINGDINO_KERNELS", raising=False)
+    wrong = npu.BACKWARD["gather, index_add"]
+    monkeypatch.setitem(npu.BACKWARD, "gather, index_add", lambda *given: [2 * t for t in wrong(*given)])
+    library = torch.library.Library("npu", "IMPL")
+    library.impl("npu_fusion_attention", npu_attention, "PrivateUse1", allow_override=True)
+    times = {"aclnn": 5.0, "grid_sample": 9.0, "gather": 4.0, "gather, sorted": 6.0, "gather, index_add": 1.0}
+    times |= {"composed": 5.0, "sdpa": 4.0, "npu_fusion_attention": 3.0}
+    device = torch.device("npu", 0)
+    table = tuning_report.tune(device, lambda name, call: times[name] * (fastest in name or 10), SMALL)
+    print("\n".join(tuning_report.table_lines(table)))
+    tuning.save_table(table, device)
+    value, locations = torch.empty(1, 9, 8, 32, device=device), torch.empty(1, 9, 8, 1, 4, 2, device=device)
+    forward, backward = (npu.formulation(direction, value, locations) for direction in ("forward", "backward"))
+    assert (forward, backward) == (("aclnn", "aclnn") if fastest == "aclnn" else ("gather", "gather, sorted"))
+    assert "wrong by" in table.operations["ms_deform_attn backward, decoder"].refused["gather, index_add"]
+    assert tuning.choice(device, "window_attention inference, 16 places") == "npu_fusion_attention"
+    learner.step([float32_batch()], 1.0)  # with what was chosen
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", "off")
+    assert npu.formulation("forward", value, locations) == "grid_sample"
+    tuning.save_table(Table({}, {}), device)  # for the tests after this one: nothing is chosen
 
 
 # ---- What a card has fused, against what it fuses ------------------------------------------------------------------

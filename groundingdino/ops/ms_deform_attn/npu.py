@@ -1,4 +1,6 @@
-"""Deformable attention on an Ascend NPU: CANN's built-in operators through our own binding, or the composite.
+"""Deformable attention on an Ascend NPU: CANN's built-in operators through our own binding, or a formulation in torch.
+
+What `groundingdino selfcheck --tune` found to be the fastest on this card is used; without it CANN's.
 
 The binding is `csrc/npu`, built by setup.py where torch_npu is installed, and loaded at the first call on NPU tensors,
 so nothing here needs torch_npu or CANN before that.
@@ -13,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from groundingdino.ops.ms_deform_attn import formulations
 from groundingdino.ops.ms_deform_attn.op import pairs
-from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
+from groundingdino.runtime import tuning
 from groundingdino.runtime.kernels import VARIABLE, kernel_mode
 
 HOW_TO_BUILD = "where torch_npu is installed, run `pip install --no-build-isolation -e .` in the repository"
@@ -53,31 +56,51 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"deformable attention runs as grid_sample on the NPU, which is slow: {problem}", stacklevel=2)
 
 
-def _uses_kernel(value: Tensor, locations: Tensor) -> bool:
+def _aclnn_forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    return torch.ops.groundingdino_aclnn.forward(value, _flat(shapes), locations, weights)
+
+
+def _aclnn_backward(
+    grad_output: Tensor, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.groundingdino_aclnn.backward(grad_output, value, _flat(shapes), locations, weights)
+
+
+def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+FORWARD = {"aclnn": _aclnn_forward, **formulations.FORWARD}
+BACKWARD = {"aclnn": _aclnn_backward, **formulations.BACKWARD}
+
+
+def formulation(direction: str, value: Tensor, locations: Tensor) -> str:
+    """Which of FORWARD or BACKWARD a call gets. RuntimeError where CANN's is required and cannot compute it."""
     mode = kernel_mode("ms_deform_attn")
     if mode == "off":
-        return False
+        return "grid_sample"
+    measured = tuning.choice(value.device, formulations.operation(direction, value, locations))
+    if mode == "auto" and measured in (FORWARD if direction == "forward" else BACKWARD) and measured != "aclnn":
+        return measured
     problem = kernel_problem(value, locations)
     if problem is None:
-        return True
+        return "aclnn"
     if mode == "require":
         raise RuntimeError(f"{VARIABLE} requires the kernel of ms_deform_attn, but {problem}")
     _warn_once(problem)
-    return False
+    return "grid_sample"
 
 
 def _forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    if _uses_kernel(value, locations):
-        return torch.ops.groundingdino_aclnn.forward(value, shapes, locations, weights)
-    return ms_deform_attn_reference(value, pairs(shapes), locations, weights)
+    compute = FORWARD[formulation("forward", value, locations)]
+    return compute(value, pairs(shapes), locations, weights)
 
 
 def _backward(
     grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _uses_kernel(value, locations):
-        return torch.ops.groundingdino_aclnn.backward(grad_output, value, shapes, locations, weights)
-    return ms_deform_attn_backward_reference(grad_output, value, pairs(shapes), locations, weights)
+    compute = BACKWARD[formulation("backward", value, locations)]
+    return compute(grad_output, value, pairs(shapes), locations, weights)
 
 
 _LIBRARY = torch.library.Library("groundingdino", "IMPL")
