@@ -60,8 +60,9 @@ class Arguments:
     """auto, cpu, cuda, npu"""
     batch_size: int | None = None
     """captions of one image that run together; default: 1 on a CPU, else 4"""
-    scoring: Literal["max", "subject"] = "max"
-    """expressions: a box scores by its best token, as in mmdet, or by the words of the sentence's subject"""
+    scoring: Literal["max", "subject", "llmdet"] = "max"
+    """expressions: a box scores by its best token, as in mmdet; by the words of the sentence's subject; or as in
+    LLMDet, by its subject and by how near it is to the sides that the sentence names"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     scale: tuple[int, int] | None = None
     """most pixels of an image's short and long side; default: what the checkpoint was trained for, else 800 1333"""

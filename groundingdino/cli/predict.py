@@ -50,8 +50,8 @@ class Arguments:
     """what to look for: the --spans of this caption"""
     spans: tuple[str, ...] = ()
     """character spans START:END of the caption, one an object; START:END,START:END is one object"""
-    scoring: Literal["max", "subject"] = "max"
-    """score of --refer: best token of the sentence, or mean over its subject"""
+    scoring: Literal["max", "subject", "llmdet"] = "max"
+    """score of --refer: best token of the sentence, mean over its subject, or LLMDet's, which adds a bonus for sides"""
     threshold: float | None = None
     """least score; default 0.3, and 0 for --refer"""
     top_k: int | None = None

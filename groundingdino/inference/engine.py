@@ -53,7 +53,7 @@ class RankedBoxes:
     """The best boxes of one image for one prompt, on the CPU, best first."""
 
     boxes: Tensor  # (K, 4) float32, xyxy in pixels of the original image
-    scores: Tensor  # (K,) float32 in [0, 1], falling
+    scores: Tensor  # (K,) float32, falling; in [0, 1] but for the scoring "llmdet", see `postprocess.side_bonus`
     labels: Tensor  # (K,) int64, index into the prompt's names
 
     def folded(self, vocabulary: Vocabulary) -> "RankedBoxes":
@@ -188,14 +188,18 @@ class Engine:
 
     @torch.no_grad()
     def _ranked_rows(self, work: Sequence[_Work], keep: int) -> Sequence[Tensor]:
-        """For each item (K, 6) on the CPU, best first: box in pixels of the original image, score, label."""
+        """For each item (K, 6) on the CPU: box in pixels of the original image, score, label."""
         # Score, place and choose on the device
         logits, boxes = self._detect(work)
         rows = []
         for index, item in enumerate(work):
             scores = _scores(logits[index, :, : len(item.features)], item.positive_map)
             placed = postprocess.to_image_frame(boxes[index], item.image.geometry)
-            best, values, labels = postprocess.top_detections(scores, placed, keep)
+            sides = item.chunk.sides
+            count = min(keep, postprocess.SIDE_CANDIDATES) if sides else keep
+            best, values, labels = postprocess.top_detections(scores, placed, count)
+            if sides:
+                values = values + postprocess.side_bonus(best, sides, item.image.geometry)  # sorted by `_merged`
             labels = labels + item.chunk.first_label  # float32 holds integers up to 2 ** 24
             rows.append(torch.cat((best, values[:, None], labels[:, None].to(best.dtype)), dim=1))
         # The one transfer to the host of this pass

@@ -3,6 +3,8 @@
 Pure tensor functions. Axes: Q queries, T text tokens, C categories, K detections.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,10 @@ from groundingdino.inference.vocabulary import PromptRoles
 from groundingdino.inputs.images import ImageGeometry
 
 SAME_OBJECT = 0.7  # IoU over which two boxes of one vocabulary entry, or of it and its negative, are one object
+
+# LLMDet `detectors/grounding_dino.py::predict`
+SIDE_BONUS = 0.7  # of a box whose centre is at the named border
+SIDE_CANDIDATES = 30  # boxes that get one
 
 
 def category_scores(logits: Tensor, positive_map: Tensor) -> Tensor:
@@ -102,3 +108,22 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float) -
     from torchvision.ops import batched_nms, nms  # a second's import that few calls need
 
     return nms(boxes, scores, iou) if labels is None else batched_nms(boxes, scores, labels, iou)
+
+
+def side_bonus(boxes: Tensor, sides: Sequence[str], geometry: ImageGeometry) -> Tensor:
+    """What LLMDet adds to the scores of boxes for the sides that an expression names.
+
+    LLMDet adds 1 more for each side, which changes no order within an expression.
+
+    Args:
+        boxes: (K, 4) xyxy in pixels of the original image.
+        sides: one or more of "left", "right", "top", "bottom".
+
+    Returns:
+        (K,) for each side from 0 at the opposite border to SIDE_BONUS at the named one, summed.
+    """
+    height, width = geometry.size
+    x = (boxes[:, 0] + boxes[:, 2]) / 2 * geometry.scale_factor[0] / width
+    y = (boxes[:, 1] + boxes[:, 3]) / 2 * geometry.scale_factor[1] / height
+    nearness = {"left": 1 - x, "right": x, "top": 1 - y, "bottom": y}
+    return SIDE_BONUS * torch.stack([nearness[side] for side in sides]).sum(dim=0)

@@ -10,6 +10,7 @@ possessor belongs to it ("the woman's umbrella" is one thing).
 import gzip
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from groundingdino.inputs.text import EncodedCaption, Prompt, Span, finish_caption, tokens_of_spans
 
 GRAMMAR = "NP: {<DT>?<JJ.*>*<NN.*>+(<POS><JJ.*>*<NN.*>+)*}"
+LLMDET_GRAMMAR = "NP: {<DT>?<JJ>*<NN|NNS>}"
 TAGGER = "NLTK's averaged perceptron"  # for reports
 # {"weights": feature -> tag -> weight, "tagdict": word -> tag, "classes": [tag, ...]}
 _TAGGER_FILE = Path(__file__).parent / "assets" / "averaged_perceptron_tagger_eng.json.gz"
@@ -27,6 +29,11 @@ _PLACES = frozenset(
 )
 _DIRECTIONS = frozenset("left right middle center centre top bottom".split())
 _ONE = frozenset({"one", "ones"})
+# Of NLTK's English stop words, those that the tagger takes for a noun.
+_STOP_WORDS = frozenset(
+    "i myself ours ourselves yours yourselves her hers herself theirs have do because while about through before above "
+    "below off over further s t d ll m o re ve y don ain ma won".split()
+)
 _ARTICLES = frozenset("a an the this that these those each every some any no all both either neither another".split())
 
 
@@ -42,10 +49,16 @@ def _tagger() -> Any:
 
 
 @cache
-def _parser() -> Any:
+def _parser(grammar: str) -> Any:
     from nltk import RegexpParser
 
-    return RegexpParser(GRAMMAR)
+    return RegexpParser(grammar)
+
+
+def _chunks(tags: Sequence[str], grammar: str) -> list[list[int]]:
+    """The word indices of each noun phrase."""
+    tree = _parser(grammar).parse(list(enumerate(tags)))
+    return [[index for index, _ in subtree.leaves()] for subtree in tree.subtrees(lambda t: t.label() == "NP")]
 
 
 def _words(caption: str) -> list[Span]:
@@ -71,9 +84,7 @@ def noun_phrases(caption: str) -> tuple[Span, ...]:
     if not words:
         return ()
     tags = _corrected(words, [tag for _, tag in _tagger().tag(words)])
-    tree = _parser().parse(list(enumerate(tags)))
-    found = [[index for index, _ in subtree.leaves()] for subtree in tree.subtrees(lambda t: t.label() == "NP")]
-    return tuple((spans[indices[0]][0], spans[indices[-1]][1]) for indices in found)
+    return tuple((spans[indices[0]][0], spans[indices[-1]][1]) for indices in _chunks(tags, GRAMMAR))
 
 
 def _corrected(words: list[str], tags: list[str]) -> list[str]:
@@ -132,3 +143,18 @@ def subject_tokens(caption: str, encoded: EncodedCaption) -> list[int]:
         for index, (start, end) in enumerate(encoded.offsets)
         if start < end and any(character.isalnum() for character in caption[start:end])
     ]
+
+
+def llmdet_spans(caption: str) -> tuple[Span, ...]:
+    """The spans that LLMDet scores in an expression that has its final "." (`grounding_dino.py::get_rec_phrase`).
+
+    That is every occurrence, also inside other words, of its first noun phrase with one noun that is no stop word; the
+    whole caption where there is none. Unlike `subject_span` it takes the tagger's word for everything.
+    """
+    spans = _words(caption)
+    words = [caption[start:end] for start, end in spans]
+    tags = [tag for _, tag in _tagger().tag(words)] if words else []
+    phrases = (" ".join(words[index] for index in indices) for indices in _chunks(tags, LLMDET_GRAMMAR))
+    phrase = next((phrase for phrase in phrases if phrase.lower() not in _STOP_WORDS), caption)
+    found = tuple((match.start(), match.end()) for match in re.finditer(re.escape(phrase), caption))
+    return found or ((0, len(caption) - 1),)

@@ -86,7 +86,7 @@ def test_published_figures_are_shown_only_where_they_were_measured_alike():
         return evaluate_referring.published_row(evaluate.Arguments(split="val", **changes), scale, RELEASE, "refcoco")
 
     assert row() == [80.3, 98.6, 99.5]
-    assert row(scoring="subject") is None
+    assert row(scoring="subject") is row(scoring="llmdet") is None
     assert row(scale=(600, 1000)) is None
     assert row(annotations=Path("mine.json")) is None
 

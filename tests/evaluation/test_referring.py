@@ -201,6 +201,12 @@ class TestEvaluator:
         expected = category_scores(last.logits[0], chosen)[:, 0].sort(descending=True).values
         torch.testing.assert_close(torch.tensor(found.figures.answers[0].scores), expected[:100], atol=ATOL, rtol=0)
 
+    def test_llmdets_scoring_is_named_in_the_report(self, scenes: tuple[list[ReferringExpression], Path]):
+        expressions, folder = scenes
+        evaluation = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder, "llmdet"), OPTIONS)
+        scoring = report(evaluation)["protocol"]["scoring"]
+        assert scoring.startswith("llmdet: LLMDet's") and "up to 0.7" in scoring and noun_phrases.TAGGER in scoring
+
     def test_the_report_is_plain_data_that_names_the_protocol(self, scenes: tuple[list[ReferringExpression], Path]):
         expressions, folder = scenes
         evaluation = evaluate_referring(tiny_model(), ReferringProtocol(expressions, folder), OPTIONS)

@@ -213,6 +213,29 @@ def test_referring_gives_one_box_and_the_sentence_as_its_name(predictor, photo):
     assert found.spans is None
 
 
+def test_llmdet_scoring_ranks_the_thirty_best_boxes_anew_by_the_named_sides(predictor, photo):
+    """Equal to LLMDet's published rule, written out here for an image of 120 x 90 pixels."""
+    sentence = "the dog on the upper right"
+    by_phrase = predictor.predict(photo, spans=(sentence, [[(0, 7)]]), **EVERYTHING)
+    found = predictor.predict(photo, referring=sentence, scoring="llmdet", **EVERYTHING)
+    boxes, scores = by_phrase.boxes[:30], by_phrase.scores[:30]
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 240, (boxes[:, 1] + boxes[:, 3]) / 180
+    expected = scores + 0.7 * x + 0.7 * (1 - y)
+    order = expected.argsort(descending=True)
+    torch.testing.assert_close(found.scores, expected[order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.boxes, boxes[order], atol=1e-3, rtol=0)
+    assert len(found.scores) == 30 and not torch.equal(order, torch.arange(30))
+    assert set(found.names) == {sentence}
+
+
+def test_llmdet_scoring_without_a_side_is_its_phrase_alone(predictor, photo):
+    by_phrase = predictor.predict(photo, spans=("the dog near a man", [[(0, 7)]]), **EVERYTHING)
+    found = predictor.predict(photo, referring="the dog near a man", scoring="llmdet", **EVERYTHING)
+    assert torch.equal(found.scores, by_phrase.scores) and torch.equal(found.boxes, by_phrase.boxes)
+    one = predictor.predict(photo, referring="man beside a woman", scoring="llmdet")
+    assert one.names == ("man beside a woman",)  # two occurrences, one box
+
+
 def test_subject_scoring_is_the_mean_over_the_subjects_tokens(predictor, photo):
     sentence = "the hand-held umbrella left of the man"
     by_span = predictor.predict(photo, spans=(sentence, [[(0, 22)]]), **EVERYTHING)

@@ -9,7 +9,7 @@ import nltk
 import pytest
 
 from groundingdino.inputs import noun_phrases as module
-from groundingdino.inputs.noun_phrases import noun_phrases, phrase_prompt, subject_span, subject_tokens
+from groundingdino.inputs.noun_phrases import llmdet_spans, noun_phrases, phrase_prompt, subject_span, subject_tokens
 from groundingdino.inputs.text import default_tokenizer, finish_caption
 
 
@@ -98,3 +98,18 @@ def test_subject_tokens_are_those_of_the_phrase_or_else_of_all_words():
     assert subject_tokens(caption, encoded) == [1, 2, 3, 4, 5]
     caption = finish_caption("bottom right?")
     assert subject_tokens(caption, default_tokenizer().encode(caption)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("caption", "scored"),
+    [
+        ("man in red shirt on the left. ", ["man"]),
+        ("the tennis player. ", ["the tennis"]),  # one noun
+        ("man beside a woman. ", ["man", "man"]),  # also inside "woman"
+        ("second zebra from right. ", ["second zebra"]),
+        ("very tall. ", ["very tall. "]),
+        ("i mean the cat. ", ["the cat"]),
+    ],
+)
+def test_llmdet_scores_every_occurrence_of_its_first_phrase(caption, scored):
+    assert [caption[start:end] for start, end in llmdet_spans(caption)] == scored
