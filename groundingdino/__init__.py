@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from groundingdino.inference.prompts import Spans as Spans
     from groundingdino.inference.results import to_coco as to_coco
     from groundingdino.inference.results import to_json as to_json
-    from groundingdino.inference.results import to_supervision as to_supervision
     from groundingdino.inference.visualize import draw_detections as draw_detections
     from groundingdino.inference.vocabulary import Vocabulary as Vocabulary
     from groundingdino.inference.vocabulary import read_vocabulary as read_vocabulary
+    from groundingdino.integrations.sam import masks as masks
+    from groundingdino.integrations.sam import to_sam_boxes as to_sam_boxes
+    from groundingdino.integrations.supervision import to_supervision as to_supervision
     from groundingdino.model import build_detector as build_detector
     from groundingdino.runtime.devices import tune_process as tune_process
     from groundingdino.structures import Detections as Detections
@@ -40,9 +42,11 @@ _HOME_OF_NAME = {
     "Spans": "inference.prompts",
     "to_coco": "inference.results",
     "to_json": "inference.results",
-    "to_supervision": "inference.results",
     "Vocabulary": "inference.vocabulary",
     "read_vocabulary": "inference.vocabulary",
+    "masks": "integrations.sam",
+    "to_sam_boxes": "integrations.sam",
+    "to_supervision": "integrations.supervision",
     "tune_process": "runtime.devices",
     "Detections": "structures",
 }

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "groundingdino"
 
 # Top rung first. A folder's name stands for everything in it; a module that is not listed belongs to no rung and fails.
 LADDER = (
-    ("__main__", "cli", "util", "models", "datasets"),
+    ("__main__", "cli", "integrations", "util", "models", "datasets"),
     ("training",),
     ("evaluation",),
     ("inference",),
@@ -26,12 +26,16 @@ DOORS = {
     "onnx": {"inference/export.py"},
     "onnxruntime": {"inference/export.py", "inference/onnx_example.py"},
     "triton": {"ops/ms_deform_attn/triton_kernels.py"},
-    "transformers": set(),
+    "transformers": {"integrations/sam.py"},
     "scipy": {"training/matcher.py"},
-    "pycocotools": {"evaluation/coco.py"},
+    "pycocotools": {"evaluation/coco.py", "integrations/sam.py"},
     "gradio": {"cli/demo_page.py"},
-    "supervision": {"inference/results.py", "util/inference.py"},
     "yaml": {"data/formats/files.py", "data/formats/yolo.py"},
+    "supervision": {"integrations/supervision.py", "util/inference.py"},
+    "fiftyone": {"integrations/fiftyone.py"},
+    "cvat_sdk": {"integrations/cvat.py"},
+    "sahi": {"integrations/sahi.py"},
+    "label_studio_ml": {"integrations/label_studio_backend.py"},
     "huggingface_hub": {"checkpoints/hub.py"},
     "nltk": {"inputs/noun_phrases.py"},
     "matplotlib": {"data/data_counts.py", "training/recorder.py"},

@@ -1,12 +1,9 @@
-"""Detections in the forms of other tools. `supervision` is imported only where it is asked for."""
+"""Detections as plain data: JSON rows and COCO results. Other tools' own classes: `groundingdino/integrations`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from groundingdino.structures import Detections
-
-if TYPE_CHECKING:
-    import supervision
 
 
 def to_json(detections: Detections) -> list[dict[str, Any]]:
@@ -41,19 +38,6 @@ def to_coco(detections: Detections, image_id: int, category_ids: Sequence[int] |
             "score": score,
         })  # fmt: skip
     return results
-
-
-def to_supervision(detections: Detections) -> "supervision.Detections":
-    """A `supervision.Detections` with `class_id` = label and the names in `data["class_name"]`."""
-    import numpy as np
-    import supervision
-
-    return supervision.Detections(
-        xyxy=detections.boxes.numpy().astype(np.float32).reshape(-1, 4),
-        confidence=detections.scores.numpy().astype(np.float32),
-        class_id=detections.labels.numpy().astype(int),
-        data={"class_name": np.array(detections.names, dtype=str)},
-    )
 
 
 def _rows(detections: Detections) -> list[tuple[list[float], float, int]]:

@@ -28,7 +28,6 @@ from groundingdino.checkpoints.model_file import load_detector
 from groundingdino.inference.engine import Engine
 from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.prompts import Referring, resolve
-from groundingdino.inference.results import to_supervision
 from groundingdino.inference.visualize import draw_detections
 from groundingdino.inputs.images import ImageGeometry, normalize, open_image, resize_for_inference
 from groundingdino.inputs.text import SEPARATORS, EncodedCaption, default_tokenizer
@@ -186,6 +185,8 @@ class Model:
         best = {tuple(box): row for row, box in reversed(list(enumerate(found.boxes.tolist())))}
         rows = sorted(best.values())
         names = tuple(found.names[row] for row in rows)
+        from groundingdino.integrations.supervision import to_supervision
+
         return to_supervision(Detections(found.boxes[rows], found.scores[rows], found.labels[rows], names))
 
     @staticmethod

@@ -1,13 +1,11 @@
-"""Detections in other tools' forms."""
+"""Detections as plain data."""
 
 import json
-import sys
 
-import numpy as np
 import pytest
 import torch
 
-from groundingdino.inference.results import to_coco, to_json, to_supervision
+from groundingdino.inference.results import to_coco, to_json
 from groundingdino.structures import Detections
 
 FOUND = Detections(
@@ -43,13 +41,3 @@ def test_coco_results_load_in_pycocotools_with_the_files_category_ids():
     assert [entry["category_id"] for entry in to_coco(FOUND, 7)] == [1, 0]
     with pytest.raises(ValueError, match="label 1 has no category id"):
         to_coco(FOUND, 7, [17])
-
-
-def test_supervision_gets_its_own_type_and_is_not_imported_before():
-    pytest.importorskip("supervision")
-    converted = to_supervision(FOUND)
-    assert type(converted) is sys.modules["supervision"].Detections
-    np.testing.assert_array_equal(converted.xyxy, FOUND.boxes.numpy())
-    assert converted.class_id.tolist() == [1, 0] and converted.confidence.tolist() == [0.75, 0.5]
-    assert converted.data["class_name"].tolist() == ["dog", "cat"]
-    assert len(to_supervision(NOTHING)) == 0

@@ -1,0 +1,61 @@
+"""A Label Studio ML backend that keeps each project's prompt and maps what it finds to the project's labels.
+
+    # model.py, beside the `_wsgi.py` that `label-studio-ml create` writes
+    GroundingDINO = backend(gd.load_model("mm-gdino-b"))
+
+`<TextArea name="prompt" toName="image"/>` asks for names, separated by commas; before anything was typed the labels
+themselves are looked for. `<Label value="Car" predicted_values="car, truck"/>` takes several names.
+"""
+
+from typing import Any
+
+from label_studio_ml.model import LabelStudioMLBase
+from label_studio_ml.response import ModelResponse
+
+from groundingdino.inference.predictor import DetectionFilter, Predictor
+from groundingdino.inference.prompts import Categories
+from groundingdino.inputs.images import open_image
+from groundingdino.integrations.label_studio import to_label_studio
+
+PROMPT = "prompt"  # key of the project's last prompt
+
+
+def backend(predictor: Predictor, threshold: float = 0.3) -> type[LabelStudioMLBase]:
+    """The class that Label Studio's server runs; one instance a request, the predictor shared by all."""
+
+    class GroundingDINOBackend(LabelStudioMLBase):  # type: ignore[misc]
+        def predict(
+            self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any
+        ) -> ModelResponse:
+            control, image_tag, key = self.get_first_tag_occurence("RectangleLabels", "Image")
+            label_of = _label_of(self.label_interface.get_control(control).labels_attrs)
+            typed = _typed(context)
+            prompt = typed or self.get(PROMPT) or ", ".join(label_of)
+            names = [name.strip().lower() for name in prompt.split(",") if name.strip()]
+            if len(set(label_of.values())) == 1:  # whatever is asked for is that label
+                label_of |= dict.fromkeys(names, next(iter(label_of.values())))
+            if unknown := [name for name in names if name not in label_of]:
+                raise ValueError(f"no label for {', '.join(unknown)}: give a Label of the project predicted_values=...")
+            if typed:
+                self.set(PROMPT, typed)
+            predictions = []
+            for task in tasks:
+                image = open_image(self.get_local_path(task["data"][key], task_id=task.get("id")))
+                (found,) = predictor.stream([image], Categories(names), DetectionFilter(threshold))
+                labels = [label_of[names[label]] for label in found.labels.tolist()]
+                predictions.append(to_label_studio(found, image.size, (control, image_tag), labels))
+            return ModelResponse(predictions=predictions)
+
+    return GroundingDINOBackend
+
+
+def _typed(context: dict[str, Any] | None) -> str:
+    """The request's TextArea; "" without one."""
+    texts = [r["value"]["text"] for r in (context or {}).get("result", []) if r.get("type") == "textarea"]
+    return ", ".join(texts[0]) if texts else ""
+
+
+def _label_of(labels: dict[str, Any]) -> dict[str, str]:
+    """Lower-case name -> the project's label that it belongs to."""
+    names = {label: tag.attr.get("predicted_values") or label for label, tag in labels.items()}
+    return {name.strip().lower(): label for label, text in names.items() for name in text.split(",")}

@@ -1,0 +1,60 @@
+"""Detections for X-AnyLabeling: shapes of its label files, and what its remote-server client reads."""
+
+from typing import Any
+
+from groundingdino.structures import Detections
+
+LABEL_FILE_VERSION = "4.2.0"  # of X-AnyLabeling, whose files look like this
+# Fields of its "remote server" panel: a prompt with a button, two thresholds, and whether to keep what is there
+WIDGETS = (
+    {"name": "edit_text", "value": None},
+    {"name": "button_send", "value": None},
+    {"name": "input_conf", "value": None},
+    {"name": "edit_conf", "value": 0.3},
+    {"name": "input_iou", "value": None},
+    {"name": "edit_iou", "value": 0.8},
+    {"name": "toggle_preserve_existing_annotations", "value": False},
+)
+
+
+def shapes(found: Detections) -> list[dict[str, Any]]:
+    """One rectangle a detection, as its four corners in pixels, clockwise from the upper left one."""
+    return [
+        {
+            "label": name,
+            "score": score,
+            "shape_type": "rectangle",
+            "points": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]],
+            "group_id": None,
+            "description": "",
+            "difficult": False,
+            "flags": {},
+            "attributes": {},
+            "kie_linking": [],
+        }
+        for name, score, (x1, y1, x2, y2) in zip(found.names, found.scores.tolist(), found.boxes.tolist(), strict=True)
+    ]
+
+
+def to_x_anylabeling(found: Detections, image_name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The label file to write as `NAME.json` beside the image `image_name`; `size` is (width, height) in pixels."""
+    return {
+        "version": LABEL_FILE_VERSION,
+        "flags": {},
+        "checked": False,
+        "shapes": shapes(found),
+        "imagePath": image_name,
+        "imageData": None,
+        "imageHeight": size[1],
+        "imageWidth": size[0],
+    }
+
+
+def model_entry(display_name: str) -> dict[str, Any]:
+    """A model in the answer to `/v1/models`."""
+    return {
+        "display_name": display_name,
+        "widgets": list(WIDGETS),
+        "params": {},
+        "batch_processing_mode": "text_prompt",
+    }
