@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from groundingdino.checkpoints import run_state, safetensors_file
 from groundingdino.config import BackboneConfig, DataConfig, ModelConfig, OptimizerConfig, TextConfig, TrainConfig
-from groundingdino.data.synthetic import SyntheticConfig, write_dataset
+from groundingdino.data.synthetic import SyntheticConfig
+from groundingdino.data.synthetic_refcoco import write_dataset
 from groundingdino.runtime import distributed
 from groundingdino.training.learner import Learner
 from groundingdino.training.stop import RunStopped, StopRequest, stop_on_signals

@@ -229,6 +229,7 @@ def run(arguments: Arguments) -> int:
     if arguments.name == "retention":
         print_retention(arguments)
         return 0
+    loading.check_scale(arguments.scale)
     problem = missing_checkpoint(arguments)
     if problem is not None:
         raise ValueError(problem)

@@ -1,4 +1,4 @@
-"""Rendered scenes with referring expressions, written as a RefCOCO data set: the quick start's data.
+"""Rendered scenes with referring expressions: the quick start's data, which `synthetic_refcoco` writes.
 
 A scene holds four or five shapes that differ in shape, color, size and place. An expression names one of them in one of
 four forms, each of which needs more than its noun (another object has the same shape):
@@ -15,18 +15,13 @@ is even in the half plane. Everything is a pure function of the seed.
 A held-out caption is one sentence, as in RefCOCO. A training caption may hold several, each with its own box.
 """
 
-import json
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw
-
-from groundingdino.runtime.files import write_text
 
 SHAPES = ("circle", "square", "triangle")
 COLORS = {
@@ -48,7 +43,6 @@ SIDES = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
 ORDINALS = {"second": 2, "third": 3}
 
 SPLITS = ("train", "val", "testA", "testB")
-SUMMARY_FILE = "synthetic.json"
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,8 @@ def _phrase(description: Description) -> str:
     return " ".join(word for word in description if word)
 
 
-def _matches(description: Description, scene: Scene) -> list[int]:
+def matches(description: Description, scene: Scene) -> list[int]:
+    """Indices of the scene's objects that a description is true of."""
     size, color, shape = description
     return [
         i
@@ -206,15 +201,12 @@ def _descriptions(scene: Scene) -> dict[Description, list[int]]:
         for size in (None, item.size):
             for color in (None, item.color):
                 description = (size, color, item.shape)
-                found[description] = _matches(description, scene)
+                found[description] = matches(description, scene)
     return found
 
 
-def _expression(
-    form: str, description: Description, members: Sequence[int], target: int, before: str = "", after: str = ""
-) -> Expression:
-    words = ("the", before, _phrase(description), after)
-    return Expression(" ".join(word for word in words if word), target, form, len(members))
+def _words(*words: str) -> str:
+    return " ".join(word for word in ("the", *words) if word)
 
 
 def _sorted_along(scene: Scene, members: Sequence[int], axis: int, sign: int) -> list[int] | None:
@@ -228,7 +220,7 @@ def _sorted_along(scene: Scene, members: Sequence[int], axis: int, sign: int) ->
 def _by_attribute(scene: Scene, described: dict[Description, list[int]]) -> Iterator[Expression]:
     for description, members in described.items():
         if len(members) == 1 and len(described[(None, None, description[2])]) > 1:
-            yield _expression("attribute", description, members, members[0])
+            yield Expression(_words(_phrase(description)), members[0], "attribute", len(members))
 
 
 def _by_place(scene: Scene, described: dict[Description, list[int]]) -> Iterator[Expression]:
@@ -236,7 +228,8 @@ def _by_place(scene: Scene, described: dict[Description, list[int]]) -> Iterator
         for word, (axis, sign) in PLACES.items():
             order = _sorted_along(scene, members, axis, sign) if len(members) > 1 else None
             if order:
-                yield _expression("place", description, members, order[0], before=word)
+                caption = _words(word, _phrase(description))
+                yield Expression(caption, order[0], "place", len(members))
 
 
 def _by_ordinal(scene: Scene, described: dict[Description, list[int]]) -> Iterator[Expression]:
@@ -245,7 +238,8 @@ def _by_ordinal(scene: Scene, described: dict[Description, list[int]]) -> Iterat
             order = _sorted_along(scene, members, axis, sign) if len(members) > 2 else None
             for word, rank in ORDINALS.items():
                 if order and rank < len(order):  # the last of a row is a place, not an ordinal
-                    yield _expression("ordinal", description, members, order[rank - 1], word, f"from the {side}")
+                    caption = _words(word, _phrase(description), f"from the {side}")
+                    yield Expression(caption, order[rank - 1], "ordinal", len(members))
 
 
 def _by_relation(scene: Scene, described: dict[Description, list[int]]) -> Iterator[Expression]:
@@ -257,8 +251,8 @@ def _by_relation(scene: Scene, described: dict[Description, list[int]]) -> Itera
             for word, (axis, sign) in RELATIONS.items():
                 target = _only_one_beyond(scene, members, anchor, axis, sign)
                 if target is not None:
-                    after = f"{word} the {_phrase(anchor_description)}"
-                    yield _expression("relation", description, members, target, after=after)
+                    caption = _words(_phrase(description), f"{word} the {_phrase(anchor_description)}")
+                    yield Expression(caption, target, "relation", len(members))
 
 
 def _only_one_beyond(scene: Scene, members: Sequence[int], anchor: int, axis: int, sign: int) -> int | None:
@@ -306,104 +300,3 @@ def scenes_of_split(config: SyntheticConfig, split: str) -> Iterator[tuple[Scene
         scene = make_scene(rng, config.image_size)
         count = rng.choice(config.train_sentences) if split == "train" else config.heldout_sentences
         yield scene, sample_expressions(scene, rng, count)
-
-
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def write_dataset(root: Path, config: SyntheticConfig | None = None) -> dict[str, dict[str, float]]:
-    """Render a data set in RefCOCO's layout: `root/train2014` and `root/mdetr_annotations/finetune_refcoco_*.json`.
-
-    A finished data set of the same config is left as it is. Returns what `root/synthetic.json` records for each split:
-    `scenes`, `captions`, `expressions`, the number of expressions of each form, and the Precision@1 to expect of
-    guessing: `chance` picks any object of the scene, `noun_chance` any with the shape that the sentence names,
-    `description_chance` any with the shape, color and size that it names (so it ignores places, relations, ordinals).
-    """
-    config = config or SyntheticConfig()
-    summary_path = root / SUMMARY_FILE
-    if summary_path.is_file():
-        found = json.loads(summary_path.read_text())
-        if found["config"] == json.loads(json.dumps(asdict(config))):
-            return found["splits"]
-        summary_path.unlink()  # from here on the folder is unfinished
-    (root / "train2014").mkdir(parents=True, exist_ok=True)
-    (root / "mdetr_annotations").mkdir(exist_ok=True)
-    splits, first_id = {}, 1
-    for split in SPLITS:
-        splits[split] = _write_split(root, config, split, first_id)
-        first_id += int(splits[split]["scenes"])
-    write_text(summary_path, json.dumps({"config": asdict(config), "splits": splits}, indent=1))
-    return splits
-
-
-def _write_split(root: Path, config: SyntheticConfig, split: str, first_id: int) -> dict[str, float]:
-    images: list[dict] = []
-    annotations: list[dict] = []
-    forms: Counter[str] = Counter()
-    hits = dict.fromkeys(("chance", "noun_chance", "description_chance"), 0.0)  # expected, of each way of guessing
-    scenes = 0
-    for scene, expressions in scenes_of_split(config, split):
-        original_id = first_id + scenes
-        scenes += 1
-        file_name = f"COCO_train2014_{original_id:012d}.jpg"
-        render(scene).save(root / "train2014" / file_name, quality=92)
-        # Training asks all at once, which teaches several times as much per picture; the sentences cannot see each
-        # other (`text.sub_sentences`). Evaluation asks one at a time.
-        captions = [expressions] if split == "train" else [[expression] for expression in expressions]
-        for caption in filter(None, captions):
-            image, named = _mdetr_entry(len(images), len(annotations), original_id, file_name, scene, caption)
-            images.append(image)
-            annotations.extend(named)
-        for expression in expressions:
-            forms[expression.form] += 1
-            hits["chance"] += 1 / len(scene.objects)
-            hits["noun_chance"] += 1 / len(_matches((None, None, scene.objects[expression.target].shape), scene))
-            hits["description_chance"] += 1 / expression.candidates
-    document = {
-        "info": {},
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "object"}],
-    }
-    (root / "mdetr_annotations" / f"finetune_refcoco_{split}.json").write_text(json.dumps(document))
-    means = {name: round(value / max(forms.total(), 1), 4) for name, value in hits.items()}
-    counts = {form: forms[form] for form in FORMS}
-    return {"scenes": scenes, "captions": len(images), "expressions": forms.total(), **means, **counts}
-
-
-def _mdetr_entry(
-    image_id: int, first_id: int, original_id: int, file_name: str, scene: Scene, expressions: Sequence[Expression]
-) -> tuple[dict, list[dict]]:
-    """One caption that holds all expressions, and an annotation for each object that they name."""
-    caption, spans = "", defaultdict(list)
-    for expression in expressions:
-        caption += ". " if caption else ""
-        spans[expression.target].append([len(caption), len(caption) + len(expression.caption)])
-        caption += expression.caption
-    image = {
-        "id": image_id,
-        "file_name": file_name,
-        "height": scene.size,
-        "width": scene.size,
-        "original_id": original_id,
-        "caption": caption,
-        "dataset_name": "refcoco",
-        "tokens_negative": [[0, len(caption)]],
-    }
-    annotations: list[dict] = []
-    for target, positive in spans.items():
-        left, top, right, bottom = (round(value, 2) for value in scene.objects[target].box)
-        width, height = round(right - left, 2), round(bottom - top, 2)
-        annotation = {
-            "id": first_id + len(annotations),
-            "image_id": image_id,
-            "bbox": [left, top, width, height],
-            "area": round(width * height, 2),
-            "iscrowd": 0,
-            "category_id": 1,
-            "original_id": first_id + len(annotations),
-            "tokens_positive": positive,
-        }
-        annotations.append(annotation)
-    return image, annotations

@@ -147,12 +147,12 @@ def _free_place(box: Rect, extent: tuple[float, float], size: tuple[int, int], t
         x = min(max(x, 0), max(0, size[0] - width))  # slide along the border rather than leave the picture
         place = (x, y, x + width, y + height)
         inside = 0 <= y and place[2] <= size[0] and place[3] <= size[1]
-        if inside and not any(_overlap(place, other) for other in taken):
+        if inside and not any(overlap(place, other) for other in taken):
             return place
     return None
 
 
-def _overlap(a: Rect, b: Rect) -> bool:
+def overlap(a: Rect, b: Rect) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

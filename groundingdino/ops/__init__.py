@@ -1,7 +1,7 @@
-"""Operators with a kernel of their own; each has a reference with the same signature."""
+"""Operators with a kernel of their own; each has a reference with the same signature (`linear` has `F.linear`)."""
 
 from groundingdino.ops.feed_forward import feed_forward, feed_forward_reference
-from groundingdino.ops.linear import Activation, Linear, bmm, bmm_reference, linear, linear_reference
+from groundingdino.ops.linear import Activation, Linear, bmm, bmm_reference, linear
 from groundingdino.ops.ms_deform_attn import cpu as cpu  # registers the CPU's kernels
 from groundingdino.ops.ms_deform_attn import npu as npu  # registers the NPU's kernels; needs neither torch_npu nor CANN
 from groundingdino.ops.ms_deform_attn import triton as triton  # registers the GPU's kernels; imports triton when used
@@ -17,7 +17,6 @@ __all__ = [
     "feed_forward",
     "feed_forward_reference",
     "linear",
-    "linear_reference",
     "Windows",
     "ms_deform_attn",
     "ms_deform_attn_reference",

@@ -18,8 +18,8 @@ from groundingdino.ops.linear import (
     Inputs,
     Linear,
     activate,
+    matmul,
     needs_gradient,
-    product,
     uses_cpu_kernel,
 )
 from groundingdino.ops.linear import forward as linear_forward
@@ -78,18 +78,18 @@ class _FeedForward(torch.autograd.Function):
         grad_x = torch.empty_like(rows)
         grad_weight1, grad_bias1, grad_weight2 = (torch.zeros_like(tensor) for tensor in (weight1, bias1, weight2))
         for part, grad_part, result in zip(*(tensor.split(count) for tensor in (rows, grad_rows, grad_x)), strict=True):
-            grad_hidden = product(grad_part, weight2.T, None)
+            grad_hidden = matmul(grad_part, weight2.T, None)
             if ctx.activation == "relu":
-                hidden = product(part, weight1, bias1, "relu")
+                hidden = matmul(part, weight1, bias1, "relu")
                 grad_hidden = torch.ops.aten.threshold_backward(grad_hidden, hidden, 0)
             else:
-                before = product(part, weight1, bias1)
+                before = matmul(part, weight1, bias1)
                 hidden = F.gelu(before)
                 grad_hidden = torch.ops.aten.gelu_backward(grad_hidden, before)
             grad_weight2.addmm_(grad_part.T, hidden)
             grad_weight1.addmm_(grad_hidden.T, part)
             grad_bias1 += grad_hidden.sum(dim=0)
-            result.copy_(product(grad_hidden, weight1.T, None))
+            result.copy_(matmul(grad_hidden, weight1.T, None))
         return None, grad_x.view(x.shape), grad_weight1, grad_bias1, grad_weight2, grad_rows.sum(dim=0), None
 
 

@@ -1,6 +1,6 @@
-"""Linear layers: our kernel for float32 on CPUs, torch's own products elsewhere.
+"""Linear layers: our kernel for float32 on CPUs, torch's own matmul elsewhere.
 
-What autograd records is no operator of ours but `Inputs` and `_Product`, so that recomputation can leave products out.
+Autograd records no operator of ours but `Inputs` and `_Linear`, so that recomputation can leave a matmul out.
 """
 
 from typing import Any, Literal
@@ -15,46 +15,40 @@ from groundingdino.runtime.kernels import Operator
 
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS = ("none", "relu", "gelu")  # in the kernel's order
-MIN_MULTIPLY_ADDS = 1 << 23  # multiplications from which on the kernel is faster; fewer take no time at all
+MIN_MULTIPLY_ADDS = 1 << 23  # multiply-adds from which on the kernel is faster; fewer take no time at all
 MANY_ROWS = 128  # from which on a large second factor may be rearranged for them
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
-    """`F.linear` and the activation behind it.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, which is also its reference.
 
-    A float32 product on an x86 CPU is our kernel's. It adds the bias and applies the activation while a result is in
-    the first cache (torch's own matmul copies the bias into the output first, and activates in another pass).
+    A float32 matmul on an x86 CPU is our kernel's. It adds the bias while a result is in the first cache (torch's own
+    matmul copies the bias into the output first).
     Row blocks are scheduled dynamically, so one slow core does not stall the rest.
 
     Args:
         x: (..., in).
         weight: (out, in).
         bias: (out,) or None.
-        activation: none, relu, or gelu (the exact one, by the error function); with gradients none or relu.
 
     Returns:
         (..., out).
     """
     if not uses_cpu_kernel(x, weight):
-        return linear_reference(x, weight, bias, activation)
+        return F.linear(x, weight, bias)
     if not needs_gradient(x, weight, bias):
-        return product(x, weight, bias, activation)
+        return matmul(x, weight, bias)
     inputs = Inputs.apply(x, weight, bias)
-    return _Product.apply(inputs[0].grad_fn, *inputs, activation)
-
-
-def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
-    """`linear` in plain torch, on every device."""
-    return activate(F.linear(x, weight, bias), activation)
+    return _Linear.apply(inputs[0].grad_fn, *inputs)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """By torch."""
+    """The activation in plain torch; "gelu" is the exact one, by the error function."""
     return F.relu(x) if activation == "relu" else F.gelu(x) if activation == "gelu" else x
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+    """`nn.Linear`, computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -77,13 +71,13 @@ def bmm_reference(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
 
 
 def uses_cpu_kernel(x: Tensor, weight: Tensor, operator: Operator = "linear") -> bool:
-    """Whether a product is the CPU kernel's."""
+    """Whether the CPU kernel computes x times the weight."""
     if x.device.type != "cpu" or x.dim() < 2 or not x.dtype == weight.dtype == torch.float32:
         return False
-    # A compiler chooses products by itself.
+    # A compiler chooses kernels by itself.
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < MIN_MULTIPLY_ADDS:
         return False
-    # Without AVX2, torch's own products are tuned better.
+    # Without AVX2, torch's own matmul is tuned better.
     return has_cpu_kernel(operator, x) and best_instruction_set() >= 1
 
 
@@ -92,22 +86,25 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
-    """The kernel's product, without gradients: x (..., in), weight (out, in) -> (..., out), as `linear`."""
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
+    """The kernel's linear layer and activation, without gradients: x (..., in), weight (out, in) -> (..., out).
+
+    The activation is applied while a result is in the first cache. "gelu" is the exact one.
+    """
     return torch.ops.groundingdino.linear(x, weight, bias, activation)
 
 
 class Inputs(torch.autograd.Function):
-    """Tensors as they are; keeps them for the backward pass of what is computed from them.
+    """Returns its tensors as they are, and keeps them for the backward pass of what is computed from them.
 
     An autograd function keeps its tensors when its forward pass is done. Where activations are computed again in the
     backward pass, torch stops as soon as everything that was kept is there. With its inputs kept by a function before
-    it, a product at the end of such a block is not computed a second time.
+    it, a matmul at the end of such a block is not computed a second time.
     """
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Views of all."""
+        """Views of all tensors."""
         ctx.save_for_backward(*tensors)
         return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in tensors)
 
@@ -117,33 +114,25 @@ class Inputs(torch.autograd.Function):
         return grads
 
 
-class _Product(torch.autograd.Function):
-    """`product` with gradients; keeps the result of a ReLU instead of what went into it."""
+class _Linear(torch.autograd.Function):
+    """`matmul` with gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
-    ) -> Tensor:
-        out = product(x, weight, bias, activation)
-        ctx.inputs, ctx.activation = inputs, activation
-        if activation == "relu":
-            ctx.save_for_backward(out)
-        return out
+    def forward(ctx: Any, inputs: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.inputs = inputs
+        return matmul(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, _ = ctx.inputs.saved_tensors
-        if ctx.activation == "relu":
-            grad = torch.ops.aten.threshold_backward(grad, *ctx.saved_tensors, 0)
         rows = grad.flatten(0, -2)
         needs_x, needs_weight, needs_bias = ctx.inputs.needs_input_grad
         return (
             None,
-            product(grad, weight.T, None) if needs_x else None,
+            matmul(grad, weight.T, None) if needs_x else None,
             rows.T @ x.flatten(0, -2) if needs_weight else None,
             rows.sum(dim=0) if needs_bias else None,
-            None,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig
-from groundingdino.data.synthetic import SUMMARY_FILE, write_dataset
+from groundingdino.data.synthetic_refcoco import SUMMARY_FILE, write_dataset
 from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
 from groundingdino.runtime.files import write_text

@@ -121,11 +121,11 @@ def predict(
     scores = logits.sigmoid().cpu()  # (Q, T)
     chosen = scores.amax(dim=1) > box_threshold
     scores, boxes = scores[chosen], boxes.cpu()[chosen]
-    phrases = [_phrase(row, encoded, caption, text_threshold, remove_combined) for row in scores]
+    phrases = [phrase_of(row, encoded, caption, text_threshold, remove_combined) for row in scores]
     return boxes, scores.amax(dim=1), phrases
 
 
-def _phrase(scores: Tensor, encoded: EncodedCaption, caption: str, threshold: float, one_sub_sentence: bool) -> str:
+def phrase_of(scores: Tensor, encoded: EncodedCaption, caption: str, threshold: float, one_sub_sentence: bool) -> str:
     """The caption's words whose tokens exceed the threshold, without separators; pieces of a word stay together."""
     tokens = range(1, len(encoded.token_ids) - 1)
     if one_sub_sentence:

@@ -20,8 +20,8 @@ from groundingdino.data.synthetic import (
     make_scene,
     render,
     scenes_of_split,
-    write_dataset,
 )
+from groundingdino.data.synthetic_refcoco import write_dataset
 
 SMALL = SyntheticConfig(train_scenes=12, heldout_scenes=5)
 

@@ -63,7 +63,7 @@ def test_labels_are_readable_inside_and_never_cover_each_other(size, labels):
         assert place[3] - place[1] >= visualize.SMALLEST_FONT
         assert place[0] >= 0 and place[1] >= 0 and place[3] <= max(height, 20)
         if not text.isdigit():
-            assert not any(visualize._overlap(place, other) for other, _ in labels[:index])
+            assert not any(visualize.overlap(place, other) for other, _ in labels[:index])
 
 
 def test_crowded_labels_become_numbers_with_a_legend_below(labels):

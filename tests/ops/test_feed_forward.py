@@ -83,14 +83,15 @@ def test_every_kernel_equals_float64(width, hidden, activation, instruction_set)
 @pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="plain torch keeps it")
 def test_no_more_than_the_rows_at_once_of_the_hidden_layer_ever_exist(few_at_once, monkeypatch):
     module = sys.modules["groundingdino.ops.feed_forward"]
-    product, sizes = module.product, []
+    matmul, sizes = module.matmul, []
 
     def recorded(*args):
-        out = product(*args)
+        out = matmul(*args)
         sizes.append(out.numel())
         return out
 
-    monkeypatch.setattr(module, "product", recorded)
+    # How many rows exist at once is seen nowhere else.
+    monkeypatch.setattr(module, "matmul", recorded)
     output_and_gradients(feed_forward, *arguments(50), "gelu")
     assert len(sizes) >= 3 * 5
     assert max(sizes) <= 10 * HIDDEN

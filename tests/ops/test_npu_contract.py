@@ -238,7 +238,10 @@ def test_the_fake_refuses_an_output_of_another_dtype(fake):
 
 @pytest.fixture
 def fresh_choice(fake, monkeypatch):
-    """`npu.py` with no memory of earlier choices, whose binding is the one for CPU tensors."""
+    """`npu.py` with no memory of earlier choices, whose binding is the one for CPU tensors.
+
+    torch dispatches to `npu.py` by an NPU's tensors alone, which do not exist here: its functions are called directly.
+    """
     monkeypatch.setattr(npu, "binding_file", build.cpu_binding)
     npu.binding_problem.cache_clear()
     npu._warn_once.cache_clear()

@@ -79,10 +79,10 @@ def test_phrases_keep_words_whole_and_combined_ones_can_be_avoided():
     encoded = inference.default_tokenizer().encode(caption)  # skate ##board ##er . hand - held umbrella .
     scores = torch.tensor([0.9, 0.5, 0.5, 0.6, 0.9, 0.1, 0.5, 0.5, 0.7, 0.9, 0.9])
     assert len(scores) == len(encoded.token_ids)
-    assert inference._phrase(scores, encoded, caption, 0.3, False) == "skateboarder -held umbrella"
+    assert inference.phrase_of(scores, encoded, caption, 0.3, False) == "skateboarder -held umbrella"
     scores[[0, 4, 9, 10]] = 0.0
-    assert inference._phrase(scores, encoded, caption, 0.3, True) == "-held umbrella"
-    assert inference._phrase(torch.zeros(11), encoded, caption, 0.3, False) == ""
+    assert inference.phrase_of(scores, encoded, caption, 0.3, True) == "-held umbrella"
+    assert inference.phrase_of(torch.zeros(11), encoded, caption, 0.3, False) == ""
 
 
 def test_signatures_are_ideas():

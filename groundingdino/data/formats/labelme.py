@@ -15,6 +15,7 @@ from groundingdino.data.formats.record import (
     Reading,
     ReadOptions,
     checked,
+    first_file_name,
     unusable,
 )
 
@@ -43,8 +44,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
     found = [path] if path.is_file() else sorted(path.glob("*.json"))
     if not found:
         raise ValueError(f"{path}: no json file in this folder")
-    name = next((entry.file_name for entry in _entries(found[:5], None, True) if entry.usable), "")
-    folder = files.ImageFolder(options.images or files.guess_images(path, name))
+    first = first_file_name(_entries(found[:5], None, True))
+    folder = files.ImageFolder(options.images or files.guess_images(path, first))
 
     def entries() -> Iterator[AnnotatedImage]:
         return _entries(found, folder, options.allow_outside)

@@ -26,6 +26,7 @@ from groundingdino.data.formats.record import (
     Reading,
     ReadOptions,
     checked,
+    first_file_name,
     unusable,
 )
 from groundingdino.inputs.text import Spans
@@ -197,7 +198,7 @@ def read(path: Path, options: ReadOptions) -> Reading:
         for number, line in lines:
             yield convert_line(line, f"{path}: line {number}", label_map, options.allow_outside)
 
-    name = next((entry.file_name for entry in entries() if entry.usable), "")
+    name = first_file_name(entries())
     return Reading(path, "odvg", entries, options.images or files.guess_images(path, name), label_map, problems)
 
 

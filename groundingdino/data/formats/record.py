@@ -5,7 +5,7 @@ Boxes are (x1, y1, x2, y2) in pixels of the upright image. The checks that every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -201,6 +201,11 @@ def checked(entry: AnnotatedImage, allow_outside: bool = False) -> AnnotatedImag
     if len(problems) == len(entry.problems):
         return entry
     return msgspec.structs.replace(entry, objects=tuple(kept), problems=tuple(problems))
+
+
+def first_file_name(entries: Iterable[AnnotatedImage]) -> str:
+    """The image file of the first usable entry, by which the folder of images is guessed; "" without one."""
+    return next((entry.file_name for entry in entries if entry.usable), "")
 
 
 def unusable(where: str, text: str, kind: Kind = Kind.MALFORMED, number: int = 0) -> AnnotatedImage:

@@ -18,6 +18,7 @@ from groundingdino.data.formats.record import (
     Reading,
     ReadOptions,
     checked,
+    first_file_name,
     unusable,
 )
 
@@ -39,8 +40,8 @@ def read(path: Path, options: ReadOptions) -> Reading:
         found = [annotations / f"{stem}.xml" for stem in stems]
     if not found:
         raise ValueError(f"{path}: no xml file in this folder")
-    name = next((entry.file_name for entry in _entries(found[:5], None, True) if entry.usable), "")
-    folder = files.ImageFolder(options.images or files.guess_images(annotations, name))
+    first = first_file_name(_entries(found[:5], None, True))
+    folder = files.ImageFolder(options.images or files.guess_images(annotations, first))
 
     def entries() -> Iterator[AnnotatedImage]:
         return _entries(found, folder, options.allow_outside)
