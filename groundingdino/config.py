@@ -24,6 +24,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Each = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]  # every so many
+Rank = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Stages = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=8)]
 
 
@@ -252,7 +253,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = True  # recompute most of backbone and encoder: less memory, more time
     ema_decay: Rate = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
-    freeze: tuple[Literal["backbone", "text_encoder"], ...] = ()  # parts that are not trained
+    freeze: tuple[Literal["backbone", "text_encoder", "feature_enhancer", "decoder"], ...] = ()  # not trained
+    lora: Rank = 0  # of low-rank adapters, trained instead of the weights in all parts but `freeze`; 0 = none
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, npu
     max_time: str | None = None  # such as 3h50m: end with a saved state before this much time has passed

@@ -15,7 +15,7 @@ from training_runs import SMALL, small_config
 
 from groundingdino.data.batch import Batch
 from groundingdino.inputs.text import CaptionTokenizer, collate_text
-from groundingdino.model import DenoisingNoise, build_detector
+from groundingdino.model import DenoisingNoise, build_detector, lora
 from groundingdino.runtime import distributed
 from groundingdino.structures import ImageBatch, Targets
 from groundingdino.training.criterion import Criterion
@@ -28,6 +28,7 @@ CASES = {  # objects of each image, micro-batches per step and process
     "two objects and none": ((2, 0), 1),
     "accumulated": ((1, 1, 1, 1), 2),
     "accumulated, some without objects": ((1, 0, 0, 0), 2),
+    "adapters": ((2, 1), 1),
 }
 NO_DROPOUT = dataclasses.replace(
     SMALL, fusion_dropout=0.0, backbone=dataclasses.replace(SMALL.backbone, drop_path_rate=0.0)
@@ -74,6 +75,11 @@ def gradients_of(case: str, world: distributed.World) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters():
             if "sampling_offsets" in name:  # fresh ones are whole pixels, where bilinear sampling has a kink
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+    if case == "adapters":
+        lora.add_adapters(model, 4, lora.PARTS)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".0.b"):  # zero at first, and so is the gradient of A
+                nn.init.normal_(parameter, std=0.02)
     config = small_config("unused", "unused", ema_decay=0.0)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_norm=0.0))
     learner = Learner(model, Criterion(), config, world.device)
@@ -94,8 +100,8 @@ def gradients_of(case: str, world: distributed.World) -> dict[str, Tensor]:
 
 
 def cloned(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all gradients."""
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    """Copies of all gradients; what is trained has one."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def main(out: str) -> None:

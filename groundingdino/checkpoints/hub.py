@@ -9,8 +9,10 @@ import logging
 from pathlib import Path
 
 from groundingdino.checkpoints import zoo
+from groundingdino.checkpoints.adapter import ADAPTER_KEY
 from groundingdino.checkpoints.download import DownloadError, download
 from groundingdino.checkpoints.formats.foreign_weights import NATIVE_CONFIG, is_safetensors, weight_files
+from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile
 from groundingdino.runtime.cache import cache_folder, is_offline, locked
 
@@ -55,7 +57,7 @@ def _native(path: Path, hub: str = "") -> Path:
     files = weight_files(path)
     if len(files) == 1 and is_safetensors(files[0]):
         with TensorFile(files[0]) as file:
-            if NATIVE_CONFIG in file.metadata or "groundingdino.state" in file.metadata:
+            if file.metadata.keys() & {NATIVE_CONFIG, STATE_KEY, ADAPTER_KEY}:  # the last two: refused when loaded
                 return files[0]
     from groundingdino.checkpoints.convert import convert_file, file_digest  # long, and rarely needed
 

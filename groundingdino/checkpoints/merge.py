@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from groundingdino.checkpoints.adapter import merge_adapters
 from groundingdino.checkpoints.model_file import (
     SCALE_KEY,
     SOURCE_KEY,
@@ -47,3 +48,18 @@ def merge(checkpoints: Sequence[Path], target: Path, weights: Sequence[float]) -
     if SCALE_KEY in found[0]:
         metadata[SCALE_KEY] = found[0][SCALE_KEY]
     save_detector(target, merged, metadata)
+
+
+def merge_adapter_files(base: Path, adapters: Sequence[Path], target: Path, weight: float = 1.0) -> None:
+    """Write `base` with `weight` times the sum of adapters that were trained on it.
+
+    Raises:
+        ValueError: a file that is no adapter, or one of another model. OSError: the target cannot be written.
+    """
+    model = load_detector(base)
+    merge_adapters(model, adapters, weight)
+    metadata = read_metadata(base)
+    parts = [{"file": base.name, "source": json.loads(metadata.get(SOURCE_KEY, "{}"))}]
+    parts += [{"adapter": path.name, "weight": weight} for path in adapters]
+    kept = {SCALE_KEY: metadata[SCALE_KEY]} if SCALE_KEY in metadata else {}
+    save_detector(target, model, {**kept, SOURCE_KEY: json.dumps({"merged": parts})})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from groundingdino.checkpoints.adapter import ADAPTER_KEY
 from groundingdino.checkpoints.formats.upgrade import stored_names
 from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.run_state import STATE_KEY
@@ -64,8 +65,13 @@ def detector_metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def save_detector(path: str | Path, model: "GroundingDINO", extra_metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model with everything that `load_detector` needs; `extra_metadata` is kept beside it."""
-    save_checkpoint(path, model.state_dict(), {**(extra_metadata or {}), **detector_metadata(model.config)})
+    """Write a model with everything that `load_detector` needs, its adapters merged.
+
+    `extra_metadata` is kept beside it.
+    """
+    from groundingdino.model.lora import merged_state  # timm: too slow to import for the other functions here
+
+    save_checkpoint(path, merged_state(model), {**(extra_metadata or {}), **detector_metadata(model.config)})
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -146,6 +152,10 @@ def _open(path: str | Path) -> TensorFile:
     with file:
         if STATE_KEY in file.metadata:
             raise ValueError(f"{path}: the state of a training run, not a model; use the model saved beside it")
+        if ADAPTER_KEY in file.metadata:
+            raise ValueError(
+                f"{path}: an adapter, not a model; merge it first: groundingdino merge BASE {path} OUT.safetensors"
+            )
         raise ValueError(
             f"{path}: safetensors of another program ({len(file.entries)} tensors: {some(file.entries, 2)}); "
             f"if it is MM-Grounding-DINO, convert it first: {CONVERT.format(path=path)}"

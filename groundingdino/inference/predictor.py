@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from groundingdino import checkpoints
+from groundingdino.checkpoints.adapter import merge_adapters
 from groundingdino.checkpoints.model_file import image_scale, load_detector
 from groundingdino.inference import postprocess
 from groundingdino.inference.engine import (
@@ -76,6 +77,7 @@ def load_model(
     device: str = "auto",
     precision: str = "fp32",
     scale: tuple[int, int] | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
 ) -> "Predictor":
     """A predictor from weights.
 
@@ -85,14 +87,19 @@ def load_model(
         device: "auto", "cpu", "cuda", "cuda:1", "npu:0", ...
         precision: see `Predictor`.
         scale: see `Predictor`; default is what the checkpoint was trained for, (800, 1333) where it does not say.
+        adapter: file of an adapter that was trained on these weights, or several, whose changes add up. They are merged
+            into the weights, so nothing is slower.
     Raises:
-        ValueError: one line about what is wrong with the file, the device or the precision.
+        ValueError: one line about what is wrong with a file, the device or the precision.
         OSError: the cache of converted and downloaded weights cannot be written.
     """
     checkpoint = checkpoints.resolve(path)
     chosen = devices.pick_device(device)
     devices.prepare_device(chosen)
-    model = load_detector(checkpoint, chosen)
+    adapters = [Path(adapter)] if isinstance(adapter, (str, Path)) else list(map(Path, adapter))
+    model = load_detector(checkpoint, "cpu" if adapters else chosen)
+    if adapters:
+        merge_adapters(model, adapters)
     return Predictor(model, chosen, precision, scale or image_scale(checkpoint, DEFAULT_SCALE), name=str(path))
 
 

@@ -127,6 +127,17 @@ class Learner:
             self.scaler.scale(terms["loss"] * share).backward()
         return {name: value.detach() for name, value in terms.items()}
 
+    def size(self) -> str:
+        """How much is trained, and what that takes without activations, as a line for the log."""
+        total = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        memory = 4 * (total + trained * len(("gradient", *ADAMW_STATE - {"step"})) + total * (self.average is not None))
+        adapters = f" in adapters of rank {self.config.lora}" if self.config.lora else ""
+        return (
+            f"trained: {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters{adapters}; weights, gradients and "
+            f"optimizer take {memory / 1e6:,.0f} MB"
+        )
+
     def for_evaluation(self) -> GroundingDINO:
         """The model in evaluation mode: the averaged one where an average is kept. The next step trains on."""
         return self.model.eval() if self.average is None else self.average.model

@@ -15,6 +15,7 @@ FIXED = (
     "model",
     "init_from",
     "freeze",
+    "lora",
     "seed",
     "data.train_files",
     "data.label_maps",

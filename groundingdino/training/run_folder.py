@@ -44,6 +44,10 @@ class RunFolder:
         """The detector at the end."""
         return self.path / "final.safetensors"
 
+    def adapter_of(self, model: Path) -> Path:
+        """The adapters of `best` or `final`, of a run with adapters."""
+        return model.with_name(f"{model.stem}-adapter.safetensors")
+
     @property
     def metrics(self) -> Path:
         """One JSON line per optimizer step and per evaluation."""
@@ -67,7 +71,9 @@ class RunFolder:
     def results(self) -> dict[str, Path]:
         """The files that a user looks for, by name, as far as they exist."""
         names = ("best", "final", "metrics", "curves", "pictures")
-        return {name: getattr(self, name) for name in names if getattr(self, name).exists()}
+        files = {name: getattr(self, name) for name in names}
+        files |= {f"{name} adapter": self.adapter_of(files[name]) for name in ("best", "final")}
+        return {name: path for name, path in files.items() if path.exists()}
 
     def find_resume(self, resume: str | None) -> Path | None:
         """The state file that `--resume` means, None to start afresh.
@@ -98,7 +104,8 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Delete what a process that was killed while it wrote a checkpoint has left."""
-        for file in (self.state, self.best, self.final):
+        models = (self.best, self.final)
+        for file in (self.state, *models, *map(self.adapter_of, models)):
             for leftover in leftovers(file):
                 leftover.unlink(missing_ok=True)
 

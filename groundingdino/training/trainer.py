@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from groundingdino.checkpoints import model_file, run_state
+from groundingdino.checkpoints import adapter, model_file, run_state
 from groundingdino.config import (
     TrainConfig,
     check_train_config,
@@ -22,7 +22,7 @@ from groundingdino.config import (
 )
 from groundingdino.data import Batch, worker_problem
 from groundingdino.inference.visualize import tile
-from groundingdino.model import GroundingDINO, build_detector
+from groundingdino.model import GroundingDINO, build_detector, lora
 from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
 from groundingdino.training import optimizer as optim
@@ -123,12 +123,19 @@ class Trainer:
 
     def _model(self, saved: TrainingState | None) -> GroundingDINO:
         """The model of this run; where there is a saved state, with its sizes and any weights."""
+        if self.config.lora and self.config.init_from is None:
+            raise ValueError("--lora adapts a trained model: name its weights with --init-from")
         if saved is None:
             model = initial_model(self.config)
         else:
             model = build_detector(with_rates(model_config_from_dict(saved.model_config), self.config.model))
         model.set_activation_checkpointing(self.config.activation_checkpointing)
+        if self.config.lora:
+            lora.add_adapters(model, self.config.lora, self._adapted_parts())
         return model
+
+    def _adapted_parts(self) -> tuple[str, ...]:
+        return tuple(part for part in lora.PARTS if part not in self.config.freeze)
 
     def _write_settings(self) -> None:
         """The resolved config and the environment into the run folder, and the figures that a user checks first."""
@@ -142,6 +149,7 @@ class Trainer:
         how = f"{config.data.batch_size} x {config.accumulation_steps} x {self.world.size} processes"
         logger.info(f"{model.name} on {self.world.device} in {config.precision}; {images} images per step ({how})")
         logger.info(f"learning rate {learner.lr:g} ({base}); {self.steps_per_epoch} steps per epoch; {config.run_dir}")
+        logger.info(learner.size())
 
     def run(self) -> FitResult:
         """All epochs that are left, then the final files."""
@@ -282,7 +290,7 @@ class Trainer:
             if found.deciding > position.best:
                 position.best = found.deciding
                 if distributed.is_main():
-                    model_file.save_detector(self.folder.best, model, self._provenance(found.figures))
+                    self._save_model(self.folder.best, found.figures)
         if self.log is not None:
             self.log.evaluation(position.step, position.epoch, found.figures)
             pictures = self.assessor.pictures(found, self.config.pictures)
@@ -298,6 +306,15 @@ class Trainer:
         distributed.barrier()
         return found.figures
 
+    def _save_model(self, path: Path, figures: Figures) -> None:
+        """Write the model, and its adapters beside it."""
+        model, metadata = self.learner.for_evaluation(), self._provenance(figures)
+        model_file.save_detector(path, model, metadata)
+        if self.config.lora:
+            base = adapter.identity(lora.base_state(model))
+            origin = adapter.AdapterOrigin(self.config.lora, self._adapted_parts(), base, str(self.config.init_from))
+            adapter.save_adapter(self.folder.adapter_of(path), model, origin, metadata)
+
     def _provenance(self, figures: Figures) -> dict[str, str]:
         trained = {"step": self.position.step, "epoch": self.position.epoch, "figures": figures}
         scale = (self.config.data.evaluation_side, self.config.data.evaluation_long_side)
@@ -305,8 +322,7 @@ class Trainer:
 
     def _finish(self, figures: Figures) -> FitResult:
         if self.log is not None:
-            model = self.learner.for_evaluation()
-            model_file.save_detector(self.folder.final, model, self._provenance(figures))
+            self._save_model(self.folder.final, figures)
             plot_curves(self.folder)
         distributed.barrier()
         files = self.folder.results()

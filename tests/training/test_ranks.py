@@ -47,7 +47,7 @@ def test_two_processes_and_micro_batches_give_the_gradients_of_one_batch(
     case: str, both: tuple[Gradients, Gradients]
 ) -> None:
     one, two = ({k: v for k, v in found.items() if k.startswith(f"{case}/")} for found in both)
-    assert one.keys() == two.keys() and len(one) > 150
+    assert one.keys() == two.keys() and len(one) > 100
     for name, expected in one.items():
         assert torch.isfinite(expected).all()
         limit = GRADIENT_TOLERANCE * expected.abs().max().item() + 1e-15
@@ -55,6 +55,7 @@ def test_two_processes_and_micro_batches_give_the_gradients_of_one_batch(
 
 
 def test_gradients_differ_between_the_cases(both: tuple[Gradients, Gradients]) -> None:
-    names = {key.split("/")[1] for key in both[0]}
-    sizes = {case: sum(both[0][f"{case}/{name}"].norm().item() for name in names) for case in CASES}
+    sizes = dict.fromkeys(CASES, 0.0)
+    for key, gradient in both[0].items():
+        sizes[key.split("/")[0]] += gradient.norm().item()
     assert len({f"{size:.6g}" for size in sizes.values()}) == len(CASES)
