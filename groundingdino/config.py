@@ -77,6 +77,9 @@ class ModelConfig:
     max_tokens: Entries = 256
     # Of the inverse sigmoid in the decoder's box heads; 1e-3 in IDEA's Grounding DINO.
     box_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
+    # Whether each head multiplies its logits by the exponential of a learned number; mmdet's COCO fine-tunes of IDEA's
+    # weights do.
+    learned_scale: bool = False
 
 
 def swin_t() -> ModelConfig:

@@ -36,11 +36,7 @@ from groundingdino.runtime.files import atomic_file, atomic_folder, open_file
 Target = Literal["native", "mmdet", "huggingface", "idea"]
 FRESH = "denoising label embedding: fresh, seen in training only"
 NO_PLACE = "denoising label embedding: no place for it"
-DROPPED: dict[str, Callable[[str], str | None]] = {
-    "mmdet": mmdet.dropped_because,
-    "huggingface": huggingface.dropped_because,
-    "idea": idea.dropped_because,
-}
+TABLES = {"mmdet": mmdet.TABLE, "huggingface": huggingface.TABLE, "idea": idea.TABLE}
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,8 @@ def convert_file(
     _check_whole(opened, weights)
     provenance = _provenance(opened, weights, hub)
     added = WRITERS[to](weights, provenance, target)
-    drops = DROPPED.get(opened.naming)
-    dropped = Counter(reason for name in opened.tensors if drops and (reason := drops(name)))
+    table = TABLES.get(opened.naming)
+    dropped = Counter(reason for name in opened.tensors if table and (reason := table.dropped_because(name)))
     mapped = len(opened.tensors) - dropped.total()
     if to in ("huggingface", "idea"):
         dropped[NO_PLACE] += 1
@@ -147,11 +143,12 @@ def _native_weights(source: ForeignWeights, text_heads: int | None) -> NativeWei
             native = mmdet.to_native(source.tensors)
         else:
             native = (idea if source.naming == "idea" else huggingface).to_native(source.tensors)
-        original = not any(map(original_head.BIAS.fullmatch, native))
+        biased = any(map(original_head.BIAS.fullmatch, native))
+        original = not biased or any(name.endswith("log_scale") for name in native)
         if original:
             native = original_head.from_original(native)
-        added = {"head without bias, written as one with biases of zero": 1} if original else {}
-        if LABEL_EMBEDDING not in native and source.naming != "mmdet":
+        added = {} if biased else {"head without bias, written as one with biases of zero": 1}
+        if LABEL_EMBEDDING not in native and (original or source.naming != "mmdet"):
             native[LABEL_EMBEDDING] = _fresh_label_embedding(native)
             added[FRESH] = 1
         config = huggingface.infer_config(native, text_heads or _text_heads(source.files[0].parent))
@@ -246,7 +243,8 @@ def _write_native(weights: NativeWeights, provenance: dict[str, Any], target: Pa
 
 
 def _write_mmdet(weights: NativeWeights, provenance: dict[str, Any], target: Path) -> dict[str, int]:
-    theirs = mmdet.to_mmdet(weights.tensors, weights.config.decoder_layers)
+    native = original_head.unscaled(weights.tensors) if weights.config.learned_scale else weights.tensors
+    theirs = mmdet.to_mmdet(native, weights.config.decoder_layers)
     buffers = mmdet.mmdet_buffers(weights.config)
     if provenance.get("position_ids"):
         buffers[mmdet.POSITION_IDS] = torch.arange(weights.config.text.max_positions)[None]

@@ -81,7 +81,8 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.position_fc1 = Linear(2 * width, width)
         self.position_fc2 = Linear(width, width)
-        self.contrastive_heads = nn.ModuleList(ContrastiveHead() for _ in range(config.decoder_layers))
+        scale = config.learned_scale
+        self.contrastive_heads = nn.ModuleList(ContrastiveHead(scale) for _ in range(config.decoder_layers))
         self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(config.decoder_layers))
 
     def forward(

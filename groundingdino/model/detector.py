@@ -48,7 +48,7 @@ class GroundingDINO(nn.Module):
         self.level_embedding = nn.Parameter(torch.randn(config.num_levels, config.width))
         self.text_encoder = TextEncoder(config.text, config.width)
         self.feature_enhancer = FeatureEnhancer(config)
-        self.query_selection = QuerySelection(config.width, config.num_queries)
+        self.query_selection = QuerySelection(config.width, config.num_queries, config.learned_scale)
         self.query_embedding = nn.Embedding(config.num_queries, config.width)
         self.denoising = Denoising(config.width, config.num_labels)
         self.decoder = Decoder(config)

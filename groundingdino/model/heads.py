@@ -32,14 +32,17 @@ class BoxHead(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """Alignment of queries with text tokens: scaled dot product and a learned bias."""
+    """Alignment of queries with text tokens: scaled dot product and a learned bias, and a learned scale if wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, learned_scale: bool = False) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.full((1,), PRIOR_BIAS))
+        self.log_scale = nn.Parameter(torch.zeros(1)) if learned_scale else None
 
     def forward(self, query: Tensor, text: TextContext) -> Tensor:
         """Logits (B, Q, T), float32 also under autocast, -inf at text padding; query (B, Q, D)."""
+        if self.log_scale is not None:
+            query = query * self.log_scale.exp()
         return alignment_logits(query, text.tokens, self.bias).masked_fill(~text.valid[:, None], float("-inf"))
 
 

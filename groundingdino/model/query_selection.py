@@ -57,12 +57,12 @@ def without_autocast_cache(device_type: str) -> torch.autocast:
 class QuerySelection(nn.Module):
     """Every image token proposes a box; the Q that match some text token best become the decoder's references."""
 
-    def __init__(self, width: int, num_queries: int) -> None:
+    def __init__(self, width: int, num_queries: int, learned_scale: bool = False) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.fc = Linear(width, width)
         self.norm = nn.LayerNorm(width)
-        self.contrastive_head = ContrastiveHead()
+        self.contrastive_head = ContrastiveHead(learned_scale)
         self.box_head = BoxHead(width)
         nn.init.xavier_uniform_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)

@@ -134,6 +134,19 @@ def test_the_position_ids_of_older_files_come_back_too(golden, theirs, tmp_path)
     assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], old)
 
 
+def test_llmdets_language_model_is_left_out_by_name(theirs, converted, tmp_path):
+    more = ("lmm.model.layers.0.mlp.up_proj.weight", "connector.0.weight", "region_connector.0.bias")
+    more = (*more, "ref_point_head.layers.0.weight")
+    extra = {name: torch.ones(2) for name in (*more, "image_seperate", "image_seperate.weight", "img_sep")}
+    torch.save({"state_dict": {**theirs, **extra}}, tmp_path / "llmdet.pth")
+    report = convert_file(tmp_path / "llmdet.pth", tmp_path / "llmdet.safetensors")
+    assert report.dropped[mmdet.LLMDET_REASON] == 7 and "LLMDet's language model" in "\n".join(report.lines())
+    assert equal(load_file(tmp_path / "llmdet.safetensors"), load_file(converted))
+    torch.save({"state_dict": {**theirs, "lmmodel.weight": torch.ones(2)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"1 tensors that MM-Grounding-DINO does not have: lmmodel\.weight"):
+        convert_file(tmp_path / "other.pth", tmp_path / "other.safetensors")
+
+
 def test_the_report_accounts_for_every_tensor(golden, theirs, tmp_path):
     report = convert_file(golden / "tiny/mmdet_checkpoint.pth", tmp_path / "ours.safetensors")
     assert report.mapped + sum(report.dropped.values()) == len(theirs)
@@ -207,7 +220,10 @@ NOT_WHOLE = {
         {"language_model__language_backbone__body__model__embeddings__word_embeddings__weight": torch.ones(99, 32)},
         "BERT knows 99 tokens, the packaged vocabulary .* has 30522",
     ),
-    "a learnable scale": ({"bbox_head__cls_branches__0__log_scale": torch.ones(1)}, "learnable scale"),
+    "a learned scale of one head alone": (
+        {"bbox_head__cls_branches__0__log_scale": torch.ones(1)},
+        r"2 missing \(query_selection\.contrastive_head\.log_scale, decoder\.contrastive_heads\.1\.log_scale\)",
+    ),
     "weights of whole numbers": (
         {"memory_trans_fc__bias": torch.ones(256, dtype=torch.int8)},
         r"1 weights are not float64, 32, 16 or bfloat16: query_selection\.fc\.bias torch\.int8",

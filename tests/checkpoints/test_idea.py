@@ -1,6 +1,7 @@
 """IDEA's weights: what IDEA's own code computes from them, and back bit for bit."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from golden_cases import image_batch, text_batch
 from safetensors.torch import load_file
 
 from groundingdino.checkpoints.convert import convert_file
-from groundingdino.checkpoints.formats import huggingface, idea, original_head
+from groundingdino.checkpoints.formats import huggingface, idea, mmdet, original_head
 from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
 from groundingdino.checkpoints.model_file import load_detector, save_detector
 from groundingdino.config import MODEL_PRESETS
@@ -150,22 +151,66 @@ def test_a_box_head_whose_two_names_disagree_is_refused(theirs, tmp_path):
         convert_file(tmp_path / "x.pth", tmp_path / "x.safetensors")
 
 
-def test_mmdets_form_of_the_original_is_read(converted, tmp_path):
-    """The same weights as mmdet's configs/grounding_dino have them: no bias, seven box heads."""
-    convert_file(converted, tmp_path / "mm.pth", to="mmdet")
-    state = torch.load(tmp_path / "mm.pth", weights_only=True)["state_dict"]
+def mmdets_form(converted, folder: Path) -> dict[str, torch.Tensor]:
+    """The same weights as mmdet's configs/grounding_dino have them: no bias, a box head per layer and for proposals."""
+    convert_file(converted, folder / "mm.pth", to="mmdet")
+    state = torch.load(folder / "mm.pth", weights_only=True)["state_dict"]
     native = original_head.to_original(load_file(converted))
     for part in ("weight", "bias"):  # mmdet keeps the text features as IDEA does
         state[f"encoder.text_layers.1.norms.1.{part}"] = native[f"feature_enhancer.layers.1.text_layer.ffn_norm.{part}"]
     for i in range(2):
         kept = native[f"decoder.layers.{i}.text_attention.in_proj_weight"]
         state[f"decoder.layers.{i}.cross_attn_text.attn.in_proj_weight"] = kept
-    plain = {name: tensor for name, tensor in state.items() if "cls_branches" not in name}
-    torch.save({"state_dict": plain}, tmp_path / "original.pth")
+    return {name: tensor for name, tensor in state.items() if "cls_branches" not in name}
+
+
+def test_mmdets_form_of_the_original_is_read(converted, tmp_path):
+    torch.save({"state_dict": mmdets_form(converted, tmp_path)}, tmp_path / "original.pth")
     convert_file(tmp_path / "original.pth", tmp_path / "back.safetensors", text_heads=2)
     before, after = load_file(converted), load_file(tmp_path / "back.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_detector(tmp_path / "back.safetensors").config.box_eps == 1e-5  # mmdet's own
+
+
+@pytest.fixture(scope="module")
+def coco_tuned(converted, tmp_path_factory) -> Path:
+    """As mmdet's fine-tunes of the original on COCO: a learned scale in each head, and 80 denoising labels."""
+    folder = tmp_path_factory.mktemp("coco")
+    state = mmdets_form(converted, folder)
+    state |= {f"bbox_head.cls_branches.{i}.log_scale": torch.tensor([0.25 * (i - 1)]) for i in range(3)}
+    state["dn_query_generator.label_embedding.weight"] = torch.randn(80, 256)
+    pooler = "language_model.language_backbone.body.model.pooler.dense"
+    torch.save({"state_dict": state | {f"{pooler}.bias": torch.zeros(32)}}, folder / "coco.pth")
+    return folder / "coco.pth"
+
+
+def test_a_learned_scale_multiplies_the_logits_of_its_layer(converted, coco_tuned, tmp_path):
+    report = convert_file(coco_tuned, tmp_path / "coco.safetensors", text_heads=2)
+    tuned, plain = load_detector(tmp_path / "coco.safetensors"), load_detector(converted)
+    assert tuned.config.learned_scale and tuned.config.num_labels == 80 and not plain.config.learned_scale
+    assert report.dropped == {mmdet.POOLER_REASON: 1, mmdet.INDEX_REASON: 8}
+    golden, case = load_file(FILES / "single_categories.safetensors"), CASES["single_categories"]
+    plain.decoder.box_eps = tuned.decoder.box_eps
+    found, expected = (
+        predict(model, golden["input"], case["image_sizes_hw"], case["captions"])[0] for model in (tuned, plain)
+    )
+    for i, (layer, unscaled) in enumerate(zip(found.layers, expected.layers, strict=True)):
+        scale = math.exp(0.25 * (i - 1))
+        torch.testing.assert_close(layer.logits, unscaled.logits * scale, atol=TAP_TOLERANCE, rtol=0)
+        assert torch.equal(layer.boxes, unscaled.boxes)
+
+
+def test_a_learned_scale_goes_back_to_mmdet_and_nowhere_else(coco_tuned, tmp_path):
+    convert_file(coco_tuned, tmp_path / "coco.safetensors", text_heads=2)
+    convert_file(tmp_path / "coco.safetensors", tmp_path / "back.pth", to="mmdet")
+    before = torch.load(coco_tuned, weights_only=True)["state_dict"]
+    after = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    assert before.keys() - after.keys() == {name for name in before if "pooler" in name}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    for to in ("idea", "huggingface"):
+        with pytest.raises(ValueError, match="no place for|one box head for all") as refusal:
+            convert_file(tmp_path / "coco.safetensors", tmp_path / to, to=to)
+        assert "\n" not in str(refusal.value) and not (tmp_path / to).exists()
 
 
 transformers = pytest.importorskip("transformers", minversion="4.57")

@@ -64,3 +64,17 @@ def test_the_recipe_starts_from_the_file_of_the_zoo():
 
 def test_the_records_can_be_written_as_json():
     assert json.loads(json.dumps(zoo.PUBLISHED))
+
+
+def test_llmdets_figures_name_the_sizes_of_their_prompts():
+    assert zoo.BY_NAME["llmdet-l"].chunk_sizes == (40, 80)
+    published = zoo.BY_NAME["llmdet-l"].published
+    assert published[zoo.LLMDET]["lvis minival"][0] == 51.1 and published[zoo.LLMDET_80]["lvis minival"][0] == 52.4
+
+
+def test_fine_tunes_of_mm_grounding_dino_have_figures_and_no_weights():
+    """None was ever released."""
+    tuned = [
+        release for release in zoo.RELEASES if release.title.startswith("MM-GDINO") and "fine-tuned" in release.title
+    ]
+    assert len(tuned) == 11 and all(release.published and not release.url and not release.hub for release in tuned)

@@ -31,7 +31,6 @@ NAMINGS: dict[str, tuple[str, ...]] = {
     "huggingface": (r"model\.backbone\.conv_encoder\.", r"model\.text_backbone\."),
     "idea": (r"bert\.", r"transformer\.level_embed"),
 }
-LOG_SCALE = re.compile(r"bbox_head\.cls_branches\.\d+\.log_scale")
 # Names that tell other models, most telling first: (what it is, all of these patterns occur, none of these do).
 FAMILIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("GLIP of mmdet", (r"language_model\.", r"bbox_head\."), (r"encoder\.fusion_layers\.",)),
@@ -158,11 +157,6 @@ def naming_of(names: Collection[str], path: Path) -> str:
     def occur(pattern: str) -> bool:
         return any(re.match(pattern, name) for name in names)
 
-    if any(LOG_SCALE.fullmatch(name) for name in names):
-        raise ValueError(
-            f"{path}: the GroundingDINO of mmdet's configs/grounding_dino with a learnable scale in each head, which "
-            "this model does not have"
-        )
     for naming, needed in NAMINGS.items():
         if all(map(occur, needed)):
             return naming

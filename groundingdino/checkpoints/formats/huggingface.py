@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats import mmdet
-from groundingdino.checkpoints.formats.key_table import KeyTable, pack, plain_levels, split_levels, thirds
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, plain_levels, rename, split_levels, thirds
 from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
-from groundingdino.checkpoints.messages import some
 from groundingdino.config import ModelConfig
 
 SWIN = "model.backbone.conv_encoder.model"
@@ -119,14 +117,6 @@ def _ffn_rows(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.fc{fc}.{{p}}": f"{ours}.ffn.fc{fc}.{{p}}" for fc in (1, 2)}
 
 
-# {theirs: ours}. `[0]` to `[2]` are thirds of a packed tensor; `extra` stands for the neck's further levels.
-TABLE = KeyTable(
-    _image_rows()
-    | mmdet.bert_rows(BERT)
-    | {"model.text_projection.{p}": "text_encoder.projection.{p}"}
-    | _enhancer_rows()
-    | _decoder_rows()
-)
 DROPPED = {
     mmdet.LLMDET: mmdet.LLMDET_REASON,
     re.compile(r".*\.relative_position_index"): mmdet.INDEX_REASON,
@@ -135,12 +125,16 @@ DROPPED = {
     ): "Swin's own last norm: unused, from transformers 5",
     re.compile(re.escape(BERT) + r"\.embeddings\.(position_ids|token_type_ids)"): "buffers of BERT: counts and zeros",
 }
+# {theirs: ours}. `[0]` to `[2]` are thirds of a packed tensor; `extra` stands for the neck's further levels.
+TABLE = KeyTable(
+    _image_rows()
+    | mmdet.bert_rows(BERT)
+    | {"model.text_projection.{p}": "text_encoder.projection.{p}"}
+    | _enhancer_rows()
+    | _decoder_rows(),
+    DROPPED,
+)
 ALIAS = "model.decoder."  # transformers keeps the decoder's heads under two names and saves either
-
-
-def dropped_because(name: str) -> str | None:
-    """Why a tensor of theirs has no counterpart here; None where it has one or is unknown."""
-    return next((reason for pattern, reason in DROPPED.items() if pattern.fullmatch(name)), None)
 
 
 def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,23 +144,13 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: names that are in no table, or two that mean the same and differ.
     """
     num_maps = len({name for name in state if re.fullmatch(rf"{re.escape(SWIN)}\.hidden_states_norms\..*weight", name)})
-    parts: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state.items():
-        if dropped_because(name):
-            continue
-        ours = TABLE.ours(
-            split_levels(re.sub(rf"^{re.escape(ALIAS)}(?=(bbox|class)_embed\.)", "", name), LEVELS, num_maps)
-        )
-        if ours is None:
-            unknown.append(name)
-        elif ours in parts and not torch.equal(parts[ours], tensor):
-            raise ValueError(f"two different tensors both mean {ours!r}, one of them {name!r}")
-        else:
-            parts[ours] = tensor.reshape(1) if "contrastive_head" in ours else tensor
-    if unknown:
-        raise ValueError(f"{len(unknown)} tensors that MM-Grounding-DINO does not have: {some(unknown)}")
-    return pack(parts)
+
+    def ours(name: str) -> str | None:
+        plain = re.sub(rf"^{re.escape(ALIAS)}(?=(bbox|class)_embed\.)", "", name)
+        return TABLE.ours(split_levels(plain, LEVELS, num_maps))
+
+    parts = rename(TABLE.kept(state), ours, "MM-Grounding-DINO")
+    return pack({name: part.reshape(1) if "contrastive_head" in name else part for name, part in parts.items()})
 
 
 def to_huggingface(native: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

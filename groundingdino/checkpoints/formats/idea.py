@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats import mmdet, original_head
-from groundingdino.checkpoints.formats.key_table import KeyTable, pack, plain_levels, split_levels, thirds
-from groundingdino.checkpoints.messages import some
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, plain_levels, rename, split_levels, thirds
 from groundingdino.config import ModelConfig
 
 BLOCK, OUR_BLOCK = "backbone.0.layers.{i}.blocks.{j}", "backbone.stages.{i}.blocks.{j}"
@@ -94,19 +93,14 @@ def _attention_rows(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.{name}": f"{ours}.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.{p}")}
 
 
-TABLE = KeyTable(_rows())
 ALIAS = f"{TRANSFORMER}.decoder."  # the decoder's box heads stand under a second name, too
 DROPPED = {
     re.compile(r"backbone\.0\.layers\.\d+\.blocks\.\d+\.attn\.relative_position_index"): mmdet.INDEX_REASON,
     re.compile(r"bert\.embeddings\.position_ids"): "position_ids: counts 0, 1, 2, ..., written by older versions only",
-    re.compile(r"bert\.pooler\.dense\.(weight|bias)"): "BERT's pooler: stored, not used",
+    re.compile(r"bert\.pooler\.dense\.(weight|bias)"): mmdet.POOLER_REASON,
     re.compile(r"label_enc\.weight"): "label_enc: stored, not used",
 }
-
-
-def dropped_because(name: str) -> str | None:
-    """Why a tensor of theirs has no counterpart here; None where it has one or is unknown."""
-    return next((reason for pattern, reason in DROPPED.items() if pattern.fullmatch(name)), None)
+TABLE = KeyTable(_rows(), DROPPED)
 
 
 def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,21 +112,11 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: names that are in no table, or two that mean the same and differ.
     """
     maps = len({name for name in state if re.fullmatch(r"backbone\.0\.norm\d+\.weight", name)})
-    parts: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state.items():
-        if dropped_because(name):
-            continue
-        ours = TABLE.ours(split_levels(re.sub(rf"^{re.escape(ALIAS)}(?=bbox_embed\.)", "", name), LEVELS, maps))
-        if ours is None:
-            unknown.append(name)
-        elif ours in parts and not torch.equal(parts[ours], tensor):
-            raise ValueError(f"two different tensors both mean {ours!r}, one of them {name!r}")
-        else:
-            parts[ours] = tensor
-    if unknown:
-        raise ValueError(f"{len(unknown)} tensors that Grounding DINO does not have: {some(unknown)}")
-    return pack(parts)
+
+    def ours(name: str) -> str | None:
+        return TABLE.ours(split_levels(re.sub(rf"^{re.escape(ALIAS)}(?=bbox_embed\.)", "", name), LEVELS, maps))
+
+    return pack(rename(TABLE.kept(state), ours, "Grounding DINO"))
 
 
 def to_idea(native: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

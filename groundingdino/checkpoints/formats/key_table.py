@@ -1,15 +1,17 @@
-"""Tables {their name: our name} with placeholders, read in both directions.
+"""Tables {their name: our name} with placeholders, read in both directions, and what they leave out.
 
 Queries, keys and values are one tensor here and often three there: `name[0]`, `name[1]` and `name[2]` in a table mean
 the thirds of our tensor `name`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from groundingdino.checkpoints.messages import some
 
 PATTERNS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}  # {i}, {j}: an index; {p}: of a layer's two parameters
 
@@ -18,13 +20,45 @@ class KeyTable:
     """Renames by templates such as `"neck.convs.{i}.gn.{p}": "neck.projections.{i}.norm.{p}"`.
 
     Both sides of a row hold the same placeholders (see `PATTERNS`). A name fits at most one row, else ValueError.
+    `dropped` has patterns of their names that have no counterpart here, each with the reason.
     """
 
-    def __init__(self, rows: dict[str, str]) -> None:
+    def __init__(self, rows: dict[str, str], dropped: Mapping[re.Pattern[str], str] | None = None) -> None:
+        self._dropped = dropped or {}
         self._to_ours = _compile(rows.items())
         self._to_theirs = _compile((ours, theirs) for theirs, ours in rows.items())
         self.ours = lru_cache(maxsize=4096)(lambda name: _rename(self._to_ours, name))
         self.theirs = lru_cache(maxsize=4096)(lambda name: _rename(self._to_theirs, name))
+
+    def dropped_because(self, name: str) -> str | None:
+        """Why a tensor of theirs has no counterpart here; None where it has one or is unknown."""
+        return next((reason for pattern, reason in self._dropped.items() if pattern.fullmatch(name)), None)
+
+    def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors without those that are dropped."""
+        return {name: tensor for name, tensor in state.items() if self.dropped_because(name) is None}
+
+
+def rename(state: Mapping[str, Tensor], target: Callable[[str], str | None], model: str) -> dict[str, Tensor]:
+    """The tensors under other names. One that stands under two names is taken once.
+
+    Raises:
+        ValueError: names for which `target` knows none: tensors that `model` does not have; two that mean the same and
+            differ.
+    """
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in state.items():
+        new = target(name)
+        if new is None:
+            unknown.append(name)
+        elif new in renamed and not torch.equal(renamed[new], tensor):
+            raise ValueError(f"two different tensors both mean {new!r}, one of them {name!r}")
+        else:
+            renamed[new] = tensor
+    if unknown:
+        raise ValueError(f"{len(unknown)} tensors that {model} does not have: {some(unknown)}")
+    return renamed
 
 
 def _compile(rows: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:

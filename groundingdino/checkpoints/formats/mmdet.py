@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.formats.key_table import KeyTable, pack, thirds, whole_name
-from groundingdino.checkpoints.messages import some
+from groundingdino.checkpoints.formats.key_table import KeyTable, pack, rename, thirds, whole_name
 from groundingdino.config import MODEL_PRESETS, BackboneConfig, ModelConfig, TextConfig
 
 QKV = ("query", "key", "value")  # one tensor here, in this order
@@ -117,31 +116,29 @@ def _ffn_rows(theirs: str, ours: str, norms: tuple[str, ...]) -> dict[str, str]:
 
 def _head_rows(branch: str, contrastive_head: str, box_head: str) -> dict[str, str]:
     boxes = {f"bbox_head.reg_branches.{branch}.{2 * i}.{{p}}": f"{box_head}.fc{i + 1}.{{p}}" for i in range(3)}
-    return {f"bbox_head.cls_branches.{branch}.bias": f"{contrastive_head}.bias"} | boxes
+    scores = {f"bbox_head.cls_branches.{branch}.{part}": f"{contrastive_head}.{part}" for part in ("bias", "log_scale")}
+    return scores | boxes
 
-
-TABLE = KeyTable(_rows())
 
 # Buffers of theirs that we compute instead of storing.
 POSITION_IDS = f"{BERT}.embeddings.position_ids"
+POOLER_REASON = "BERT's pooler: stored, not used"
 INDEX_REASON = "relative_position_index: follows from the window size"
-# LLMDet trains with a language model beside the detector, which predicting does without.
-LLMDET = re.compile(r"(lmm|connector|region_connector)\..*|image_seperate|img_sep")
+# LLMDet trains with a language model beside the detector, which predicting does without. (`ref_point_head` tells that
+# model where a region is; the decoder has its own, `decoder.ref_point_head`.)
+LLMDET = re.compile(r"(lmm|connector|region_connector|ref_point_head|image_seperate|img_sep)(\..*)?")
 LLMDET_REASON = "LLMDet's language model and what connects it: used in its training only"
 DROPPED = {
     LLMDET: LLMDET_REASON,
     re.compile(r"backbone\.stages\.\d+\.blocks\.\d+\.attn\.w_msa\.relative_position_index"): INDEX_REASON,
     re.compile(re.escape(POSITION_IDS)): "position_ids: counts 0, 1, 2, ..., written by older transformers only",
+    re.compile(re.escape(BERT) + r"\.pooler\.dense\.(weight|bias)"): POOLER_REASON,
 }
+TABLE = KeyTable(_rows(), DROPPED)
 # Patch merging: mmdet unfolds channel by channel, timm concatenates four neighbours, which it also counts in another
 # order (mmdet `models/layers/transformer/utils.py::PatchMerging`). These hold four values a channel in that order:
 PERMUTED = re.compile(r"backbone\.stages\.\d+\.downsample\.(norm\.(weight|bias)|reduction\.weight)")
 NEIGHBOURS = (0, 2, 1, 3)  # its own inverse
-
-
-def dropped_because(name: str) -> str | None:
-    """Why a tensor of mmdet's has no counterpart here; None where it has one or is unknown."""
-    return next((reason for pattern, reason in DROPPED.items() if pattern.fullmatch(name)), None)
 
 
 def native_name(name: str, decoder_layers: int = 6) -> str | None:
@@ -171,13 +168,12 @@ def to_native(state: Mapping[str, Tensor], decoder_layers: int | None = None) ->
         state: tensors by mmdet's name, all of a model or some. Buffers that we compute are left out.
         decoder_layers: needed only where `state` holds some head branches but not the last one.
     Raises:
-        ValueError: names that are in no table, two that mean the same, or only a part of a packed tensor.
+        ValueError: names that are in no table, two that mean the same and differ, or a part of a packed tensor alone.
     """
     branches = [int(m[1]) for name in state if (m := re.match(r"bbox_head\.\w+_branches\.(\d+)\.", name))]
     layers = max(branches, default=6) if decoder_layers is None else decoder_layers
-    kept = [name for name in state if not dropped_because(name)]
-    names = {name: _native_part(name, layers) for name in kept}
-    return pack(_renamed(state, names, _merging_to_native))
+    kept = _permuted(TABLE.kept(state), _merging_to_native)
+    return pack(rename(kept, lambda name: _native_part(name, layers), "MM-Grounding-DINO"))
 
 
 def to_mmdet(state: Mapping[str, Tensor], decoder_layers: int | None = None) -> dict[str, Tensor]:
@@ -188,23 +184,11 @@ def to_mmdet(state: Mapping[str, Tensor], decoder_layers: int | None = None) -> 
     for name, tensor in state.items():
         packed = TABLE.theirs(thirds(name)[0]) is not None
         parts |= dict(zip(thirds(name), tensor.chunk(3), strict=True)) if packed else {name: tensor}
-    return _renamed(parts, {name: mmdet_name(name, layers) for name in parts}, _merging_to_mmdet)
+    return rename(_permuted(parts, _merging_to_mmdet), lambda name: mmdet_name(name, layers), "MM-Grounding-DINO")
 
 
-def _renamed(
-    state: Mapping[str, Tensor],
-    names: Mapping[str, str | None],
-    permute: Callable[[Tensor], Tensor],
-) -> dict[str, Tensor]:
-    unknown = [name for name, target in names.items() if target is None]
-    if unknown:
-        raise ValueError(f"{len(unknown)} tensors that MM-Grounding-DINO does not have: {some(unknown)}")
-    out: dict[str, Tensor] = {}
-    for name, target in names.items():
-        if target in out:
-            raise ValueError(f"two tensors both mean {target!r}, one of them {name!r}")
-        out[str(target)] = permute(state[name]) if PERMUTED.fullmatch(name) else state[name]
-    return out
+def _permuted(state: Mapping[str, Tensor], permute: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {name: permute(tensor) if PERMUTED.fullmatch(name) else tensor for name, tensor in state.items()}
 
 
 def _merging_to_native(tensor: Tensor) -> Tensor:
@@ -236,7 +220,8 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], text_heads: int | None =
 
     Attention heads leave no trace in a shape, except in Swin. MM-Grounding-DINO has 8 in the encoder and decoder and 4
     in the fusion and text layers at every size; BERT gets one per 64 channels, at least 2, unless `text_heads` says so.
-    A model that has a preset's size is that preset; in others drop path, also without a trace, is 0.
+    A model that has a preset's size is that preset, with its own denoising labels; in others drop path, also without a
+    trace, is 0.
 
     Raises:
         ValueError: a tensor that decides a size is missing or has no such shape; names it.
@@ -287,6 +272,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], text_heads: int | None =
         decoder_layers=count(r"decoder\.layers\.(\d+)\."),
         num_queries=shape("query_embedding.weight", 2)[0],
         num_labels=shape("dn_query_generator.label_embedding.weight", 2)[0],
+        learned_scale="bbox_head.cls_branches.0.log_scale" in shapes,
     )
     return _preset_of_this_size(config) or config
 
@@ -302,7 +288,8 @@ def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
 
 
 def _preset_of_this_size(config: ModelConfig) -> ModelConfig | None:
-    for preset in (make() for make in MODEL_PRESETS.values()):
+    for make in MODEL_PRESETS.values():
+        preset = replace(make(), num_labels=config.num_labels, learned_scale=config.learned_scale)
         rate = preset.backbone.drop_path_rate
         if replace(config, name=preset.name, backbone=replace(config.backbone, drop_path_rate=rate)) == preset:
             return preset

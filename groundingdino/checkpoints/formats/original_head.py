@@ -5,6 +5,9 @@ width D and adds a bias. Its decoder has a box head per layer, the original one 
 So an original model is ours with biases of zero, equal box heads, and text features that leave the last text layer
 sqrt(D) times as large; the decoder's attention to the text, which reads the same features, takes the factor back in its
 keys and values. At D = 256 the factor is 16: a change of exponents, and bit-exact.
+
+mmdet's COCO fine-tunes of the original (`log_scale` in each head) multiply that product by the exponential of a learned
+number. Theirs and ours differ by the same factor, and have box heads per layer as MM-Grounding-DINO.
 """
 
 import math
@@ -27,15 +30,15 @@ IDEA_EPS = 1e-3  # of the inverse sigmoid in IDEA's box head; mmdet has 1e-5
 def from_original(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The whole head for weights that have all but it: scaled text features, biases of zero, a box head per layer.
 
-    A decoder layer whose box head is not in `native` gets a copy of the first layer's.
+    A decoder layer whose box head is not in `native` gets a copy of the first layer's. Biases that are there stay.
     """
     tensors = _scaled_text(native, math.sqrt(_width(native)))
     first = {m[2]: native[name] for name in native if (m := BOX_HEAD.fullmatch(name)) and m[1] == "0"}
     for layer in range(_count(native, "decoder")):
         for part, tensor in first.items():
             tensors.setdefault(f"decoder.box_heads.{layer}.{part}", tensor.clone())
-        tensors[f"decoder.contrastive_heads.{layer}.bias"] = torch.zeros(1)
-    tensors["query_selection.contrastive_head.bias"] = torch.zeros(1)
+        tensors.setdefault(f"decoder.contrastive_heads.{layer}.bias", torch.zeros(1))
+    tensors.setdefault("query_selection.contrastive_head.bias", torch.zeros(1))
     return tensors
 
 
@@ -57,7 +60,12 @@ def to_original(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"the original has one box head for all decoder layers, {name!r} differs from the first layer's: "
                 "cannot be written as IDEA's"
             )
-    kept = {name: tensor for name, tensor in native.items() if not BIAS.fullmatch(name)}
+    return unscaled(native)
+
+
+def unscaled(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with text features as the original has them, and without the biases that are zero."""
+    kept = {name: tensor for name, tensor in native.items() if not BIAS.fullmatch(name) or bool(tensor.any())}
     return _scaled_text(kept, 1 / math.sqrt(_width(native)))
 
 
