@@ -203,6 +203,7 @@ class DataConfig:
         600,
     )  # pixels of the short side before the crop
     crop_sides: tuple[Pixels, Pixels] = (384, 600)  # pixels, the range of the crop's sides
+    size_buckets: NonNegative = 0  # pad batches to at most so many shapes; 0 = to their largest image, as mmdet does
     flip_probability: Share = 0.0  # a flip swaps left and right in the sentence too
     evaluation_side: Pixels = 800  # pixels of the short side
     evaluation_long_side: Pixels = 1333  # pixels, at most
@@ -254,6 +255,8 @@ class TrainConfig:
     class_weight: NotNegative = 1.0  # of the classification losses beside L1 (5) and GIoU (2)
     accumulation_steps: Entries = 1  # micro-batches per optimizer step; their gradients are averaged
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    exchange_precision: Literal["fp32", "bf16"] = "fp32"  # of gradients between processes; bf16 halves the bytes
+    bucket_mib: Positive = 25.0  # MiB of gradients that are exchanged together, while the rest is still computed
     activation_checkpointing: bool = True  # recompute most of backbone and encoder: less memory, more time
     ema_decay: Rate = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
     freeze: tuple[Literal["backbone", "text_encoder", "feature_enhancer", "decoder"], ...] = ()  # not trained

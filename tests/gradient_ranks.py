@@ -65,7 +65,7 @@ def part_of(record: Any, start: int, stop: int) -> Any:
     return dataclasses.replace(record, **{name: value[start:stop] for name, value in fields.items()})
 
 
-def gradients_of(case: str, world: distributed.World) -> dict[str, Tensor]:
+def gradients_of(case: str, world: distributed.World, **changes: Any) -> dict[str, Tensor]:
     """Every parameter's gradient after this process's share of the step and the exchange with the others."""
     counts, micro_batches = CASES[case]
     micro_batches = micro_batches if world.size > 1 else 1
@@ -80,7 +80,7 @@ def gradients_of(case: str, world: distributed.World) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters():
             if name.endswith(".0.b"):  # zero at first, and so is the gradient of A
                 nn.init.normal_(parameter, std=0.02)
-    config = small_config("unused", "unused", ema_decay=0.0)
+    config = small_config("unused", "unused", ema_decay=0.0, **changes)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_norm=0.0))
     learner = Learner(model, Criterion(), config, world.device)
     batch, noise = whole_batch(counts)
@@ -108,6 +108,8 @@ def main(out: str) -> None:
     """Every case; the main process writes `out` with `case/parameter` -> gradient."""
     world = distributed.init("cpu", timeout_minutes=1)
     found = {f"{case}/{name}": grad for case in CASES for name, grad in gradients_of(case, world).items()}
+    rounded = gradients_of("one object each", world, exchange_precision="bf16")
+    found |= {f"bfloat16/{name}": grad for name, grad in rounded.items()}
     if world.rank == 0:
         save_file(found, out)
     distributed.shutdown()

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_r
 from groundingdino.ops.window_attention import FORMULATIONS, window_attention_as
 from groundingdino.runtime import tuning
 from groundingdino.runtime.tuning import Case, Clock, Measured, Table
+from groundingdino.training.optimizer import ADAMW
 
 STRIDES = (8, 16, 32, 64)  # of the levels that deformable attention reads
 HEADS, CHANNELS, POINTS = 8, 32, 4
@@ -29,6 +31,7 @@ class Recipe:
     images: tuple[tuple[int, int], ...] = ((480, 480), (800, 1333))  # height, width
     batches: tuple[int, ...] = (1, 2, 3, 4)
     queries: int = 1100  # 900 and those of denoising
+    parameters: int = 900
     backbones: tuple[BackboneConfig, ...] = (swin_t().backbone, swin_b().backbone)  # windows of 7 and of 12
 
 
@@ -49,6 +52,8 @@ def tune(device: torch.device, clock: Clock, recipe: Recipe) -> Table:
         for training in (False, True):
             name = f"window_attention {'training' if training else 'inference'}, {backbone.window_size**2} places"
             operations[name] = tuning.measure(_window_cases(device, recipe, backbone, training), clock)
+    if device.type == "npu":  # whose fused AdamW is one kernel for each parameter
+        operations[ADAMW] = tuning.measure(_adamw_cases(device, recipe), clock)
     return Table(tuning.machine(device), operations)
 
 
@@ -121,6 +126,28 @@ def _attended(function: Callable[..., Tensor], leaves: list[Tensor], windows: Wi
     if not leaves[0].requires_grad:
         return (out,)
     return (out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out)))
+
+
+def _adamw_cases(device: torch.device, recipe: Recipe) -> Iterator[Case]:
+    """Steps of AdamW on as many parameters as the detector has."""
+    generator = torch.Generator().manual_seed(0)
+    size = (recipe.parameters, 256, 256)
+    start, grads = (torch.randn(size, generator=generator).to(device) for _ in range(2))
+
+    def steps(**options: Any) -> Callable[[], list[Tensor]]:
+        weights = [torch.nn.Parameter(t.clone()) for t in start]
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad
+        optimizer = torch.optim.AdamW(weights, lr=1e-2, **options)
+
+        def step() -> list[Tensor]:
+            optimizer.step()
+            return [w.detach() for w in weights]
+
+        return step
+
+    calls = {"fused": steps(fused=True), "foreach": steps(foreach=True)}
+    yield Case(f"{recipe.parameters} parameters of 65536 numbers", steps(foreach=False), calls)
 
 
 def table_lines(table: Table) -> list[str]:

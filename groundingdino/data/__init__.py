@@ -28,7 +28,7 @@ from groundingdino.data.annotations import (
     load_training,
 )
 from groundingdino.data.augmentation import Augmentation
-from groundingdino.data.batch import Batch, Sample, SampleInfo, collate
+from groundingdino.data.batch import Batch, Padding, Sample, SampleInfo, collate, padding_for
 from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
 from groundingdino.data.loader import LoaderOptions, TrainLoader, affordable_workers, build_train_loader, worker_problem
 from groundingdino.data.sampler import BatchPlan, Draw
@@ -51,7 +51,9 @@ __all__ = [
     "TrainLoader",
     "affordable_workers",
     "build_train_loader",
+    "Padding",
     "collate",
+    "padding_for",
     "load_expressions",
     "load_label_map",
     "load_odvg",

@@ -3,6 +3,7 @@
 Axes: B images, H/W pixels, N objects, T text tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -84,14 +85,39 @@ def collate_targets(samples: Sequence[Sample], num_tokens: int) -> Targets:
     return Targets(boxes, named, labels, torch.arange(N) < torch.tensor(counts)[:, None], counts)
 
 
-def collate(samples: Sequence[Sample], max_tokens: int = text.MAX_TOKENS) -> Batch:
+@dataclass(frozen=True)
+class Padding:
+    """What a batch is padded to beyond its largest sample, so that few different shapes occur."""
+
+    sides: tuple[int, ...] = ()  # pixels, ascending; see `collate_images`
+    tokens: int = 1  # the caption length becomes a multiple of it
+
+
+def padding_for(shapes: int, short_side: tuple[int, int], long_side: int) -> Padding:
+    """At most `shapes` (height, width) pairs for batches whose short sides lie between the `short_side`s.
+
+    Half of the sides, or one more, lead up to the largest short side, the others to `long_side`; all are multiples of
+    32, the detector's stride. Captions get multiples of 16 tokens. ValueError for fewer than 4 shapes.
+    """
+    count = math.isqrt(shapes)
+    if count < 2:
+        raise ValueError(f"data.size_buckets is {shapes}: use at least 4 (two heights by two widths), or 0 for none")
+    lower, upper = -(-count // 2), count // 2
+    shortest, middle = short_side
+    sides = [shortest + (middle - shortest) * step / lower for step in range(1, lower + 1)]
+    sides += [middle + (long_side - middle) * step / upper for step in range(1, upper + 1)]
+    return Padding(tuple(math.ceil(side / 32) * 32 for side in sides), tokens=16)
+
+
+def collate(samples: Sequence[Sample], max_tokens: int = text.MAX_TOKENS, padding: Padding | None = None) -> Batch:
     """Samples of any sizes and captions -> one batch. Targets are None if no sample has any (`boxes` is None)."""
-    words = text.collate_text([sample.caption for sample in samples], max_tokens)
+    padding = padding or Padding()
+    words = text.collate_text([sample.caption for sample in samples], max_tokens, padding.tokens)
     targets = None
     if any(sample.boxes is not None for sample in samples):
         targets = collate_targets(samples, num_tokens=words.token_ids.shape[1])
     return Batch(
-        collate_images([sample.image for sample in samples]),
+        collate_images([sample.image for sample in samples], padding.sides),
         words,
         targets,
         tuple(sample.info for sample in samples),

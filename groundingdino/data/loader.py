@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from groundingdino.data.batch import Batch, Sample, collate
+from groundingdino.data.batch import Batch, Padding, Sample, collate
 from groundingdino.data.dataset import BadSampleError, GroundingDataset
 from groundingdino.data.sampler import BatchPlan, Draw
 
@@ -35,6 +35,7 @@ class LoaderOptions:
     workers: int = 0  # loader processes; 0 loads in this process
     pin_memory: bool = False  # page-locked batches, for copies that do not block
     timeout: float = 0.0  # seconds to wait for a loader process; 0 waits for ever
+    padding: Padding = Padding()
 
 
 class TrainLoader:
@@ -52,7 +53,7 @@ class TrainLoader:
             _MessagesInsteadOfErrors(dataset),  # type: ignore[arg-type]
             batch_sampler=plan,
             num_workers=options.workers,
-            collate_fn=partial(_collate, max_tokens=dataset.limits.max_tokens),
+            collate_fn=partial(_collate, max_tokens=dataset.limits.max_tokens, padding=options.padding),
             pin_memory=options.pin_memory,
             persistent_workers=options.workers > 0,
             timeout=options.timeout if options.workers else 0,
@@ -170,11 +171,11 @@ class _MessagesInsteadOfErrors(Dataset[Sample | str]):
             return str(error)
 
 
-def _collate(samples: Sequence[Sample | str], max_tokens: int) -> Batch | str:
+def _collate(samples: Sequence[Sample | str], max_tokens: int, padding: Padding) -> Batch | str:
     message = next((sample for sample in samples if isinstance(sample, str)), None)
     if message is not None:
         return message
-    return collate(samples, max_tokens)  # type: ignore[arg-type]
+    return collate(samples, max_tokens, padding)  # type: ignore[arg-type]
 
 
 def _start_worker(worker: int, seed: int, rank: int) -> None:

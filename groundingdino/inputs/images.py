@@ -270,13 +270,15 @@ def normalize(image: Tensor, out: Tensor | None = None) -> Tensor:
     return pixels.copy_(image).sub_(mean).div_(std)
 
 
-def collate_images(images: Sequence[Tensor]) -> ImageBatch:
+def collate_images(images: Sequence[Tensor], sides: Sequence[int] = ()) -> ImageBatch:
     """A batch on the CPU of (3, h, w) uint8 images: normalized, then padded with 0 on the right and at the bottom.
 
-    They are padded to the largest of the batch, not to a multiple of anything, as in mmdet.
+    They are padded to the largest of the batch, not to a multiple of anything, as in mmdet. Where there are `sides`, in
+    ascending order, height and width become the first that is large enough; a larger image keeps its own.
     """
     sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    largest = (max(lengths) for lengths in zip(*sizes, strict=True))
+    height, width = (next((side for side in sides if side >= length), length) for length in largest)
     pixels = torch.zeros(len(images), 3, height, width)
     valid = torch.zeros(len(images), height, width, dtype=torch.bool)
     for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):

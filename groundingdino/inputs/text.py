@@ -233,13 +233,15 @@ def truncate(encoded: EncodedCaption, max_tokens: int) -> EncodedCaption:
     return EncodedCaption((*ids[: max_tokens - 1], ids[-1]), (*offsets[: max_tokens - 1], offsets[-1]))
 
 
-def collate_text(encoded: Sequence[EncodedCaption], max_tokens: int = MAX_TOKENS) -> TextBatch:
+def collate_text(encoded: Sequence[EncodedCaption], max_tokens: int = MAX_TOKENS, multiple: int = 1) -> TextBatch:
     """Captions as one batch on the CPU, padded on the right to the longest, truncated to `max_tokens` as mmdet does.
 
-    The predictor never lets a caption be truncated; training may.
+    The predictor never lets a caption be truncated; training may. The length is rounded up to a multiple of `multiple`,
+    within `max_tokens`.
     """
     rows = [truncate(caption, max_tokens).token_ids for caption in encoded]
     T = max(len(row) for row in rows)
+    T = max(T, min(-(-T // multiple) * multiple, max_tokens))
     token_ids = torch.tensor([row + (PAD_ID,) * (T - len(row)) for row in rows])  # (B, T)
     lengths = torch.tensor([len(row) for row in rows])
     attends, position_ids = sub_sentences(token_ids)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from groundingdino.checkpoints import model_file
@@ -64,8 +65,13 @@ class Learner:
         if distributed.world_size() > 1:
             # Every parameter takes part in every step (also without any object), so nothing has to be searched for.
             self.training_step = DistributedDataParallel(
-                self.training_step, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.training_step,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=config.bucket_mib,
             )
+            if config.exchange_precision == "bf16":
+                self.training_step.register_comm_hook(None, bf16_compress_hook)
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
 
     def step(

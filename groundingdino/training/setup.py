@@ -12,12 +12,14 @@ from groundingdino.data import (
     Augmentation,
     GroundingDataset,
     LoaderOptions,
+    Padding,
     SampleLimits,
     TrainingSource,
     TrainLoader,
     affordable_workers,
     build_train_loader,
     load_training,
+    padding_for,
 )
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices
@@ -75,7 +77,12 @@ def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> Tr
     dataset = GroundingDataset(training_sources(data), augmentation, config.seed, data.on_bad_sample, limits)
     largest = data.batch_size * data.train_long_side * max(data.train_sides) * BYTES_PER_PIXEL
     workers = affordable_workers(data.workers, largest * world.size)  # all may be on this host
-    options = LoaderOptions(data.batch_size, workers, devices.pins_memory(world.device), timeout=config.timeout * 60)
+    padding = Padding()
+    if data.size_buckets > 0:
+        padding = padding_for(data.size_buckets, (min(data.train_sides), max(data.train_sides)), data.train_long_side)
+    options = LoaderOptions(
+        data.batch_size, workers, devices.pins_memory(world.device), timeout=config.timeout * 60, padding=padding
+    )
     return build_train_loader(dataset, options, rank=world.rank, world_size=world.size)
 
 

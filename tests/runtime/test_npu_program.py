@@ -31,7 +31,7 @@ from groundingdino.runtime import devices, tuning
 from groundingdino.runtime.tuning import Table
 from groundingdino.structures import to_device
 from groundingdino.training.learner import Learner
-from groundingdino.training.optimizer import finite_step
+from groundingdino.training.optimizer import adamw_options, finite_step
 from groundingdino.training.trainer import fit
 
 HERE = Path(__file__).parent.parent
@@ -243,7 +243,7 @@ def test_the_self_check_passes(learner, capsys, monkeypatch):
 # ---- What is measured on a card is what it uses --------------------------------------------------------------------
 
 SMALL = tuning_report.Recipe(
-    images=((64, 96),), batches=(2,), queries=40, backbones=(BackboneConfig(24, (1,), (2,), 4, (0,)),)
+    images=((64, 96),), batches=(2,), queries=40, parameters=3, backbones=(BackboneConfig(24, (1,), (2,), 4, (0,)),)
 )
 
 
@@ -266,7 +266,7 @@ def test_tuning_refuses_what_is_wrong_and_training_uses_the_fastest(learner, fas
     library = torch.library.Library("npu", "IMPL")
     library.impl("npu_fusion_attention", npu_attention, "PrivateUse1", allow_override=True)
     times = {"aclnn": 5.0, "grid_sample": 9.0, "gather": 4.0, "gather, sorted": 6.0, "gather, index_add": 1.0}
-    times |= {"composed": 5.0, "sdpa": 4.0, "npu_fusion_attention": 3.0}
+    times |= {"fused": 3.0, "foreach": 2.0, "composed": 5.0, "sdpa": 4.0, "npu_fusion_attention": 3.0}
     device = torch.device("npu", 0)
     table = tuning_report.tune(device, lambda name, call: times[name] * (fastest in name or 10), SMALL)
     print("\n".join(tuning_report.table_lines(table)))
@@ -275,6 +275,7 @@ def test_tuning_refuses_what_is_wrong_and_training_uses_the_fastest(learner, fas
     forward, backward = (npu.formulation(direction, value, locations) for direction in ("forward", "backward"))
     assert (forward, backward) == (("aclnn", "aclnn") if fastest == "aclnn" else ("gather", "gather, sorted"))
     assert "wrong by" in table.operations["ms_deform_attn backward, decoder"].refused["gather, index_add"]
+    assert adamw_options(device) == {"foreach": True} and adamw_options(torch.device("cpu")) == {"fused": True}
     assert tuning.choice(device, "window_attention inference, 16 places") == "npu_fusion_attention"
     learner.step([float32_batch()], 1.0)  # with what was chosen
     monkeypatch.setenv("GROUNDINGDINO_KERNELS", "off")

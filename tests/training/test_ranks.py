@@ -54,6 +54,16 @@ def test_two_processes_and_micro_batches_give_the_gradients_of_one_batch(
         assert (two[name] - expected).abs().max().item() <= limit, name
 
 
+def test_gradients_exchanged_in_bfloat16_are_rounded_to_it(both: tuple[Gradients, Gradients]) -> None:
+    rounded = {k.split("/")[1]: v for k, v in both[1].items() if k.startswith("bfloat16/")}
+    assert len(rounded) > 150
+    for name, gradient in rounded.items():
+        exact = both[1][f"one object each/{name}"]
+        assert torch.equal(gradient, gradient.bfloat16().double()), name
+        # Each half is rounded once, and so is their sum.
+        assert (gradient - exact).abs().max() <= 2**-7 * exact.abs().max() * 2, name
+
+
 def test_gradients_differ_between_the_cases(both: tuple[Gradients, Gradients]) -> None:
     sizes = dict.fromkeys(CASES, 0.0)
     for key, gradient in both[0].items():

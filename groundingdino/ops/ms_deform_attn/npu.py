@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,14 +57,21 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"deformable attention runs as grid_sample on the NPU, which is slow: {problem}", stacklevel=2)
 
 
+def _binding() -> Any:
+    problem = binding_problem()
+    if problem is not None:
+        raise RuntimeError(problem)
+    return torch.ops.groundingdino_aclnn
+
+
 def _aclnn_forward(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    return torch.ops.groundingdino_aclnn.forward(value, _flat(shapes), locations, weights)
+    return _binding().forward(value, _flat(shapes), locations, weights)
 
 
 def _aclnn_backward(
     grad_output: Tensor, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.groundingdino_aclnn.backward(grad_output, value, _flat(shapes), locations, weights)
+    return _binding().backward(grad_output, value, _flat(shapes), locations, weights)
 
 
 def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
