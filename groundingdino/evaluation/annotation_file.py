@@ -1,10 +1,19 @@
 """Opening what a protocol reads: its annotation file and its folder of images, each missing one named in one line."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from groundingdino.data.formats import files
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image that annotations are about."""
+
+    path: Path
+    size: tuple[int, int] | None = None  # (width, height) as annotated; boxes are off in an image of another size
 
 
 def read_document(path: Path, *lists: str) -> dict[str, Any]:
@@ -20,9 +29,12 @@ def read_document(path: Path, *lists: str) -> dict[str, Any]:
     return document
 
 
-def image_path(folder: Path, image: Mapping[str, Any], path: Path) -> Path:
-    """Where an `images` entry's file is. ValueError if its name leaves the folder."""
+def image_file(folder: Path, image: Mapping[str, Any], path: Path) -> ImageFile:
+    """The file of an `images` entry. ValueError if its name leaves the folder."""
     name = image.get("file_name")
     if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{path}: image {image.get('id')}: file name {name!r} is not below the image folder")
-    return folder / name
+    match image:
+        case {"width": int(width), "height": int(height)} if width > 0 and height > 0:
+            return ImageFile(folder / name, (width, height))
+    return ImageFile(folder / name)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from groundingdino.evaluation.annotation_file import image_path, read_document
+from groundingdino.evaluation.annotation_file import image_file, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
@@ -103,7 +103,7 @@ class CocoDetection:
         """Each image with the names of all categories as mmdet prompts them."""
         prompts = (Categories(self.truth.names, self.names_per_caption),)
         images = self.truth.document["images"]
-        return [Question(image_path(self.images, image, self.path), prompts, (image["id"],)) for image in images]
+        return [Question(image_file(self.images, image, self.path), prompts, (image["id"],)) for image in images]
 
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """See `score`."""

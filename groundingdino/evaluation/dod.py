@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from groundingdino.evaluation import coco
-from groundingdino.evaluation.annotation_file import image_path, read_document
+from groundingdino.evaluation.annotation_file import ImageFile, image_file, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
@@ -25,7 +25,7 @@ class DescribedImage:
     """An image of D-cube, and the sentences of its group."""
 
     image_id: int
-    file: Path
+    file: ImageFile
     sentence_ids: tuple[int, ...]  # label l of its answer is number l
 
 
@@ -50,7 +50,7 @@ class DescribedDetection:
         )
         described = []
         for image_id, image in images.items():
-            file = image_path(root / "d3_images", image, root / "d3_pkl" / "images.pkl")
+            file = image_file(root / "d3_images", image, root / "d3_pkl" / "images.pkl")
             own = sorted({int(sentence) for sentence in groups[image["group_id"]]["inner_sent_id"]})
             described.append(DescribedImage(int(image_id), file, tuple(own)))
         subsets = {}
@@ -94,7 +94,7 @@ class DescribedDetection:
         own = np.array([sentence in image.sentence_ids for sentence in sentence_ids], bool)
         places = [image.sentence_ids.index(sentence) for sentence in sentence_ids if sentence in image.sentence_ids]
         names = tuple(self.sentences[number] for number in image.sentence_ids)
-        return image.file, boxes[own], np.array(places, np.int64), names
+        return image.file.path, boxes[own], np.array(places, np.int64), names
 
     @cached_property
     def _by_id(self) -> dict[int, DescribedImage]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from groundingdino.evaluation.annotation_file import image_path, read_document
+from groundingdino.evaluation.annotation_file import ImageFile, image_file, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, iou_matrix, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
@@ -40,7 +40,7 @@ class Flickr30k:
     """A Flickr30k Entities file; the captions of an image file are asked together."""
 
     truth: FlickrTruth
-    captions: Mapping[Path, tuple[tuple[int, Spans], ...]]  # image file -> (image id, caption with its phrases)
+    captions: Mapping[ImageFile, tuple[tuple[int, Spans], ...]]  # image file -> (image id, caption with its phrases)
 
     @classmethod
     def load(cls, path: Path, images: Path) -> "Flickr30k":
@@ -51,7 +51,7 @@ class Flickr30k:
         """
         document = read_document(path, "images", "annotations")
         truth = FlickrTruth.from_document(document)
-        captions: dict[Path, tuple[tuple[int, Spans], ...]] = {}
+        captions: dict[ImageFile, tuple[tuple[int, Spans], ...]] = {}
         for image in document["images"]:
             number, phrases = image["id"], image["tokens_positive_eval"]
             if len(truth.boxes[number]) > len(phrases):
@@ -59,7 +59,7 @@ class Flickr30k:
                     f"{path}: image {number}: boxes of {len(truth.boxes[number])} phrases, {len(phrases)} marked"
                 )
             if phrases:
-                file = image_path(images, image, path)
+                file = image_file(images, image, path)
                 captions[file] = (*captions.get(file, ()), (number, Spans(image["caption"], phrases)))
         return cls(truth, captions)
 
@@ -80,10 +80,10 @@ class Flickr30k:
         boxes = self.truth.boxes[image_id]
         labels = np.repeat(np.arange(len(boxes)), [len(rows) for rows in boxes])
         names = tuple(" / ".join(prompt.caption[start:end] for start, end in spans) for spans in prompt.spans)
-        return file, np.concatenate([np.zeros((0, 4)), *boxes]), labels, names
+        return file.path, np.concatenate([np.zeros((0, 4)), *boxes]), labels, names
 
     @cached_property
-    def _places(self) -> dict[int, tuple[Path, Spans]]:
+    def _places(self) -> dict[int, tuple[ImageFile, Spans]]:
         return {number: (file, prompt) for file, asked in self.captions.items() for number, prompt in asked}
 
     def description(self) -> dict[str, str]:

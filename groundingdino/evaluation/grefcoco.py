@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from groundingdino.evaluation.annotation_file import image_path, read_document
+from groundingdino.evaluation.annotation_file import ImageFile, image_file, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, iou_matrix, xywh_to_xyxy
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
@@ -40,16 +40,16 @@ class Grefcoco:
     """A gRefCOCO file; the expressions of an image file are asked together."""
 
     truth: GrefcocoTruth
-    expressions: Mapping[Path, tuple[tuple[int, str], ...]]  # image file -> (image id, expression)
+    expressions: Mapping[ImageFile, tuple[tuple[int, str], ...]]  # image file -> (image id, expression)
     threshold: float = SCORE_THRESHOLD
 
     @classmethod
     def load(cls, path: Path, images: Path) -> "Grefcoco":
         """Of an MDETR-style annotation file and the folder of its images. ValueError if it is not such a file."""
         document = read_document(path, "images", "annotations")
-        expressions: dict[Path, tuple[tuple[int, str], ...]] = {}
+        expressions: dict[ImageFile, tuple[tuple[int, str], ...]] = {}
         for image in document["images"]:
-            file = image_path(images, image, path)
+            file = image_file(images, image, path)
             expressions[file] = (*expressions.get(file, ()), (image["id"], image["caption"]))
         return cls(GrefcocoTruth.from_document(document), expressions)
 
@@ -68,10 +68,10 @@ class Grefcoco:
         """For pictures: the file, its annotated boxes (N, 4), their labels (N,), and the names of all labels."""
         file, caption = self._places[image_id]
         boxes = self.truth.boxes[image_id]
-        return file, boxes, np.zeros(len(boxes), np.int64), (caption,)
+        return file.path, boxes, np.zeros(len(boxes), np.int64), (caption,)
 
     @cached_property
-    def _places(self) -> dict[int, tuple[Path, str]]:
+    def _places(self) -> dict[int, tuple[ImageFile, str]]:
         return {number: (file, text) for file, asked in self.expressions.items() for number, text in asked}
 
     def description(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groundingdino.evaluation import lvis_matching
-from groundingdino.evaluation.annotation_file import image_path, read_document
+from groundingdino.evaluation.annotation_file import ImageFile, image_file, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, xywh_to_xyxy
 from groundingdino.evaluation.lvis_matching import AREAS, Detections, ImageCategory
 from groundingdino.evaluation.report import Figures
@@ -81,7 +81,7 @@ class Lvis:
     """LVIS v1, its val or minival images."""
 
     truth: LvisTruth
-    files: Mapping[int, Path]  # image id -> image
+    files: Mapping[int, ImageFile]  # image id -> image
     names_per_caption: int | None = NAMES_PER_CAPTION  # None: as many as fit
 
     @classmethod
@@ -89,7 +89,7 @@ class Lvis:
         """Of an annotation file; images are where their `coco_url` says below `root`: train2017/ and val2017/."""
         document = read_document(path, "images", "annotations", "categories")
         files = {
-            image["id"]: image_path(root, {**image, "file_name": _file_name(image)}, path)
+            image["id"]: image_file(root, {**image, "file_name": _file_name(image)}, path)
             for image in document["images"]
         }
         return cls(LvisTruth.from_document(document), files, names_per_caption)
@@ -108,7 +108,7 @@ class Lvis:
         objects = self.truth.objects_by_image.get(image_id, ())
         boxes = [one.boxes for one in objects]
         labels = np.repeat([one.category for one in objects], [len(rows) for rows in boxes]).astype(np.int64)
-        return self.files[image_id], np.concatenate([np.zeros((0, 4)), *boxes]), labels, self.truth.names
+        return self.files[image_id].path, np.concatenate([np.zeros((0, 4)), *boxes]), labels, self.truth.names
 
     def description(self) -> dict[str, str]:
         """The protocol spelled out, for reports."""

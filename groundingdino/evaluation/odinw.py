@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from groundingdino.evaluation import coco
-from groundingdino.evaluation.annotation_file import image_path, read_document
+from groundingdino.evaluation.annotation_file import image_file, read_document
 from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
@@ -123,7 +123,7 @@ class OdinwDetection:
     def questions(self) -> Sequence[Question]:
         """Each image with the prompt."""
         prompts, images = (self.prompt,), self.truth.document["images"]
-        return [Question(image_path(self.images, image, self.path), prompts, (image["id"],)) for image in images]
+        return [Question(image_file(self.images, image, self.path), prompts, (image["id"],)) for image in images]
 
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """COCO's figures."""

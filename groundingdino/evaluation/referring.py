@@ -9,6 +9,7 @@ import torch
 
 from groundingdino.data.annotations import ReferringExpression
 from groundingdino.evaluation import metrics, runner
+from groundingdino.evaluation.annotation_file import ImageFile
 from groundingdino.evaluation.answers import ImageAnswer
 from groundingdino.evaluation.runner import Evaluation, EvaluationOptions, Question
 from groundingdino.inference.prompts import Referring, Scoring
@@ -54,7 +55,7 @@ class ReferringProtocol:
 
     def _question(self, file_name: str, indices: Sequence[int]) -> Question:
         return Question(
-            path=self.images / file_name,
+            image=ImageFile(self.images / file_name, self.expressions[indices[0]].size),
             prompts=tuple(Referring(self.expressions[index].caption, self.scoring) for index in indices),
             ids=tuple(indices),
             where=f"wanted by images entry {self.expressions[indices[0]].number} of the annotations",

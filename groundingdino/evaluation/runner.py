@@ -14,15 +14,17 @@ Under torchrun every image has one rank, and every rank gets the same `Evaluatio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from groundingdino.evaluation.annotation_file import ImageFile
 from groundingdino.evaluation.answer_file import AnswerStore
 from groundingdino.evaluation.answers import ImageAnswer
-from groundingdino.inference.engine import TOP_K_PER_CAPTION, EncodedPrompt, Engine, RankedBoxes
+from groundingdino.inference.engine import TOP_K_PER_CAPTION, EncodedImage, EncodedPrompt, Engine, RankedBoxes
 from groundingdino.inference.prompts import Prompt, resolve
 from groundingdino.inputs.images import DEFAULT_SCALE, ResizedImage, open_image, resize_for_inference
 from groundingdino.inputs.text import default_tokenizer
@@ -30,6 +32,7 @@ from groundingdino.model import GroundingDINO
 from groundingdino.runtime import distributed
 
 IMAGE_COST = 1.5  # the image half takes as long as this many prompts (Swin-B); for the balance between ranks
+CAPTIONS_KEPT = 10_000  # whose text half is kept, as people say "left" of many images; a few kilobytes each
 
 Figures = TypeVar("Figures")
 Figures_co = TypeVar("Figures_co", covariant=True)
@@ -53,7 +56,7 @@ class EvaluationOptions:
 class Question:
     """One image file and what is asked about it."""
 
-    path: Path
+    image: ImageFile
     prompts: tuple[Prompt, ...]  # where many images share one tuple (the same object), its captions are encoded once
     ids: tuple[int, ...]  # one for each prompt: the `image_id` of its answer, as the protocol counts
     where: str = ""  # in the annotations, for messages: "wanted by images entry 8 of the annotations"
@@ -120,7 +123,8 @@ def evaluate(
         store: keeps the answers on disk, and may hold those of an evaluation that was interrupted; it is closed.
 
     Raises:
-        ValueError: naming an image that is missing or unreadable, or a model whose answers are not finite.
+        ValueError: naming an image that is missing, unreadable or of another size than annotated, or a model whose
+            answers are not finite.
     """
     options = options or EvaluationOptions()
     begin = time.perf_counter()
@@ -163,18 +167,27 @@ def _answers(
     engine: Engine, questions: Sequence[Question], options: EvaluationOptions, boxes_per_caption: int
 ) -> Iterator[tuple[Question, list[RankedBoxes]]]:
     """Each question with one ranking for each of its prompts."""
+    ranked = engine.rank(_pairs(engine, questions, options), boxes_per_caption)
+    for question in questions:
+        yield question, list(islice(ranked, len(question.prompts)))
+
+
+def _pairs(
+    engine: Engine, questions: Sequence[Question], options: EvaluationOptions
+) -> Iterator[tuple[EncodedImage, EncodedPrompt]]:
+    """Each image with each of its prompts, in order."""
+    tokenizer, limit = default_tokenizer(), engine.model.config.max_tokens
     asked: tuple[Prompt, ...] = ()
     encoded: list[EncodedPrompt] = []
+    known: dict[tuple[int, ...], Tensor] = {}
     for question, image in zip(questions, _load(questions, options), strict=True):
         if question.prompts is not asked:
-            asked, encoded = question.prompts, _encode(engine, question.prompts)
+            resolved = [resolve(prompt, tokenizer, limit, strict=False) for prompt in question.prompts]
+            if len(known) > CAPTIONS_KEPT:
+                known.clear()
+            asked, encoded = question.prompts, engine.encode_prompts(resolved, known)
         (encoded_image,) = engine.encode_images([image])
-        yield question, list(engine.rank([(encoded_image, prompt) for prompt in encoded], boxes_per_caption))
-
-
-def _encode(engine: Engine, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-    tokenizer, limit = default_tokenizer(), engine.model.config.max_tokens
-    return engine.encode_prompts([resolve(prompt, tokenizer, limit, strict=False) for prompt in prompts])
+        yield from ((encoded_image, prompt) for prompt in encoded)
 
 
 def _as_answer(image_id: int, ranked: RankedBoxes) -> ImageAnswer:
@@ -209,16 +222,19 @@ class _Images(Dataset[ResizedImage | str]):
     """Decoded and resized images; a message where that fails, as errors cross processes with a page of text."""
 
     def __init__(self, questions: Sequence[Question], scale: tuple[int, int]):
-        self.files = [(question.path, question.where) for question in questions]
+        self.files = [(question.image, question.where) for question in questions]
         self.scale = scale
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, number: int) -> ResizedImage | str:
-        path, where = self.files[number]
+        file, where = self.files[number]
         try:
-            image = open_image(path)
+            image = open_image(file.path)
+            if file.size is not None and image.size != file.size:
+                found, annotated = (f"{width}x{height}" for width, height in (image.size, file.size))
+                raise ValueError(f"{file.path}: {found} pixels, annotated as {annotated}: its boxes do not fit")
         except ValueError as error:
             return f"{error}, {where}" if where else str(error)
         return resize_for_inference(image, self.scale)

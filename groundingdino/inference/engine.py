@@ -10,7 +10,8 @@ An image is encoded once, whatever is asked about it; a caption is encoded once,
 Axes: B images, T text tokens, D width, C labels of a caption, Q queries, K boxes kept.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,6 +75,15 @@ class _Work:
     last: bool  # of its prompt
 
 
+@dataclass(frozen=True)
+class _Transfer:
+    """Rankings on their way to the host."""
+
+    prompts: Sequence[ResolvedPrompt]
+    lengths: Sequence[int]  # rows of each
+    wait: Callable[[], Tensor]
+
+
 class Engine:
     """Runs the two halves of a model and the rest.
 
@@ -116,13 +126,18 @@ class Engine:
         return [EncodedImage(tokens, row, geometry) for row, geometry in enumerate(geometries)]
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[ResolvedPrompt]) -> list[EncodedPrompt]:
-        """The prompts' text halves. Captions that several prompts have in common are encoded once."""
+    def encode_prompts(
+        self, prompts: Sequence[ResolvedPrompt], known: dict[tuple[int, ...], Tensor] | None = None
+    ) -> list[EncodedPrompt]:
+        """The prompts' text halves. Captions that several prompts have in common are encoded once.
+
+        `known` holds features (T, D) by token ids from earlier calls; what is new is added to it.
+        """
+        features = {} if known is None else known
         captions = {chunk.caption.token_ids: chunk.caption for prompt in prompts for chunk in prompt.chunks}
-        distinct = list(captions.values())
-        features: dict[tuple[int, ...], Tensor] = {}
-        for start in range(0, len(distinct), CAPTIONS_PER_PASS):
-            group = distinct[start : start + CAPTIONS_PER_PASS]
+        new = [caption for token_ids, caption in captions.items() if token_ids not in features]
+        for start in range(0, len(new), CAPTIONS_PER_PASS):
+            group = new[start : start + CAPTIONS_PER_PASS]
             batch = to_device(collate_text(group, self.model.config.max_tokens), self.device)
             with devices.autocast(self.device, self._autocast):
                 encoded = self.model.encode_text(batch)  # (B, T, D)
@@ -140,19 +155,41 @@ class Engine:
     def rank(self, pairs: Iterable[tuple[EncodedImage, EncodedPrompt]], keep: int) -> Iterator[RankedBoxes]:
         """One `RankedBoxes` for each pair, in order, with at most `keep` boxes for each caption of its prompt.
 
-        Captions of all pairs share the passes, and a pass has one transfer to the host. Pairs of one batch of images
-        should be neighbours: a pass holds images of one batch only.
+        Captions of all pairs share the passes. A prompt's boxes are sorted on the device, and the prompts that end in a
+        pass go to the host together, while an accelerator computes the next pass. Pairs of one batch of images should
+        be neighbours: a pass holds images of one batch only.
 
         Raises:
             ValueError: if the model gives boxes or scores that are not finite.
         """
+        ahead = 0 if self.device.type == "cpu" else 1
         parts: list[Tensor] = []
+        under_way: deque[_Transfer] = deque()
         for work in self._passes(pairs):
-            for item, rows in zip(work, self._ranked_rows(work, keep), strict=True):
-                parts.append(rows)
+            prompts, rows = [], []
+            for item, own in zip(work, self._ranked_rows(work, keep), strict=True):
+                parts.append(own)
                 if item.last:
-                    yield _merged(parts, item.prompt.vocabulary)
+                    prompts.append(item.prompt)
+                    rows.append(_sorted(parts))
                     parts = []
+            if prompts:
+                under_way.append(_Transfer(prompts, [len(own) for own in rows], devices.to_host(torch.cat(rows))))
+            while len(under_way) > ahead:
+                yield from self._received(under_way.popleft())
+        for transfer in under_way:
+            yield from self._received(transfer)
+
+    def _received(self, transfer: "_Transfer") -> Iterator[RankedBoxes]:
+        found = transfer.wait()
+        if not torch.isfinite(found).all():
+            raise ValueError(
+                f"{self.name} gives boxes or scores that are not finite: its weights are damaged, or too large for "
+                "this precision (try fp32)"
+            )
+        for prompt, rows in zip(transfer.prompts, found.split(transfer.lengths), strict=True):
+            ranked = RankedBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long())
+            yield ranked if prompt.vocabulary is None else ranked.folded(prompt.vocabulary)
 
     def token_logits(self, image: EncodedImage, prompt: EncodedPrompt) -> Iterator[tuple[Tensor, Tensor]]:
         """For each caption of the prompt: logits (Q, T) before the sigmoid and boxes (Q, 4), on the model's device.
@@ -188,8 +225,7 @@ class Engine:
 
     @torch.no_grad()
     def _ranked_rows(self, work: Sequence[_Work], keep: int) -> Sequence[Tensor]:
-        """For each item (K, 6) on the CPU: box in pixels of the original image, score, label."""
-        # Score, place and choose on the device
+        """For each item (K, 6) on the device: box in pixels of the original image, score, label."""
         logits, boxes = self._detect(work)
         rows = []
         for index, item in enumerate(work):
@@ -199,17 +235,10 @@ class Engine:
             count = min(keep, postprocess.SIDE_CANDIDATES) if sides else keep
             best, values, labels = postprocess.top_detections(scores, placed, count)
             if sides:
-                values = values + postprocess.side_bonus(best, sides, item.image.geometry)  # sorted by `_merged`
+                values = values + postprocess.side_bonus(best, sides, item.image.geometry)  # sorted by `_sorted`
             labels = labels + item.chunk.first_label  # float32 holds integers up to 2 ** 24
             rows.append(torch.cat((best, values[:, None], labels[:, None].to(best.dtype)), dim=1))
-        # The one transfer to the host of this pass
-        found = torch.cat(rows).cpu()
-        if not torch.isfinite(found).all():
-            raise ValueError(
-                f"{self.name} gives boxes or scores that are not finite: its weights are damaged, or too large for "
-                "this precision (try fp32)"
-            )
-        return found.split([len(part) for part in rows])
+        return rows
 
 
 def _moved(positive_map: Tensor | None, device: torch.device) -> Tensor | None:
@@ -231,9 +260,7 @@ def _scores(logits: Tensor, positive_map: Tensor | None) -> Tensor:
     return postprocess.category_scores(logits, positive_map)
 
 
-def _merged(parts: Sequence[Tensor], vocabulary: Vocabulary | None) -> RankedBoxes:
-    """The rows (K, 6) of a prompt's captions as one ranking, a vocabulary's texts folded into its names."""
+def _sorted(parts: Sequence[Tensor]) -> Tensor:
+    """The rows (K, 6) of a prompt's captions as one ranking."""
     rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    rows = rows[rows[:, 4].argsort(descending=True, stable=True)]
-    ranked = RankedBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long())
-    return ranked if vocabulary is None else ranked.folded(vocabulary)
+    return rows[rows[:, 4].argsort(descending=True, stable=True)]

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -230,6 +231,23 @@ def fused_adamw_heeds_found_inf(device: torch.device) -> bool:
 def pins_memory(device: torch.device) -> bool:
     """Whether batches should be pinned by the loader, so that a non_blocking copy to `device` does not stall."""
     return device.type in ("cuda", "npu")
+
+
+def to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Starts to copy a tensor to the host; the function that it returns waits for the copy, not for later work."""
+    if not pins_memory(tensor.device):
+        host = tensor.cpu()
+        return lambda: host
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.get_device_module(tensor.device).Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
 
 
 def pairs_at_once(device: torch.device) -> int:

@@ -141,13 +141,13 @@ def test_lvis_prompts_forty_names_a_caption_unless_told_otherwise(data):
 
 
 def test_lvis_images_are_where_their_url_says(data):
-    folders = [question.path.parent.name for question in protocol_of(data, "lvis", "minival").questions()]
+    folders = [question.image.path.parent.name for question in protocol_of(data, "lvis", "minival").questions()]
     assert folders == ["val2017", "train2017", "val2017"]
 
 
 def test_captions_about_one_image_file_are_one_question(data):
     questions = protocol_of(data, "flickr30k", "val").questions()
-    assert [(question.path.name, question.ids) for question in questions] == [("0.jpg", (0, 1)), ("1.jpg", (2,))]
+    assert [(question.image.path.name, question.ids) for question in questions] == [("0.jpg", (0, 1)), ("1.jpg", (2,))]
     assert isinstance(questions[0].prompts[0], Spans)
 
 

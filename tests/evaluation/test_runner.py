@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino.evaluation import EvaluationOptions, ImageAnswer, Question, evaluate, runner
+from groundingdino.evaluation.annotation_file import ImageFile
 from groundingdino.evaluation.answer_file import AnswerStore, read_answers
-from groundingdino.inference.prompts import Categories
+from groundingdino.inference.prompts import Categories, Referring
 from groundingdino.runtime import distributed
 
 OPTIONS = EvaluationOptions(scale=(48, 64), workers=0)
@@ -27,7 +28,9 @@ class CountingProtocol:
 
     def questions(self) -> tuple[Question, ...]:
         prompts = (Categories(["cat", "dog", "red cup"], names_per_caption=2),)
-        return tuple(Question(path, prompts, (int(path.stem),)) for path in sorted(self.folder.glob("*.png")))
+        return tuple(
+            Question(ImageFile(path), prompts, (int(path.stem),)) for path in sorted(self.folder.glob("*.png"))
+        )
 
     def score(self, answers: Iterator[ImageAnswer]) -> dict[int, tuple[int, tuple[int, ...], float]]:
         assert iter(answers) is answers  # a stream
@@ -53,6 +56,42 @@ def test_every_image_is_asked_once_and_shared_captions_are_encoded_once(folder, 
     assert captions == [2]
     assert (evaluation.images, evaluation.prompts) == (5, 5)
     assert {image_id: figure[0] for image_id, figure in evaluation.figures.items()} == dict.fromkeys(range(5), 2 * 20)
+
+
+@dataclass(frozen=True)
+class ManyCaptions(CountingProtocol):
+    """Captions of which some come back with other images."""
+
+    def questions(self) -> tuple[Question, ...]:
+        captions = (("left", "red"), ("the dog",), ("left",), ("red", "left"))
+        files = sorted(self.folder.glob("*.png"))
+        return tuple(
+            Question(ImageFile(path), tuple(map(Referring, asked)), tuple(range(2 * n, 2 * n + len(asked))))
+            for n, (path, asked) in enumerate(zip(files, captions, strict=False))
+        )
+
+
+def test_a_caption_that_comes_back_with_another_image_is_not_encoded_again(folder, monkeypatch):
+    model, captions = tiny_model(), []
+    encode = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda text: captions.append(len(text.token_ids)) or encode(text))
+    assert len(evaluate(model, ManyCaptions(folder), OPTIONS).figures) == 6
+    assert sum(captions) == 3
+
+
+@dataclass(frozen=True)
+class OneOfAnotherSize(CountingProtocol):
+    """Three images, one of them annotated with another size."""
+
+    def questions(self) -> tuple[Question, ...]:
+        asked = super().questions()
+        right, wrong = ImageFile(asked[0].image.path, (50, 40)), ImageFile(asked[1].image.path, (50, 40))
+        return replace(asked[0], image=right), replace(asked[1], image=wrong, where="wanted by entry 8")
+
+
+def test_an_image_of_another_size_than_annotated_is_an_error_that_names_both(folder):
+    with pytest.raises(ValueError, match=r"^\S*1.png: 51x40 pixels, annotated as 50x40: .* fit, wanted by entry 8$"):
+        evaluate(tiny_model(), OneOfAnotherSize(folder), OPTIONS)
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(folder, tmp_path):
