@@ -19,6 +19,11 @@ def golden() -> Path:
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fuzz SECONDS`."""
+    parser.addoption("--fuzz", type=float, help="seconds of new cases for each test of tests/fuzz")
+
+
 @pytest.fixture
 def kernels_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are the CPU kernel's where it can be had, however little there is to multiply."""

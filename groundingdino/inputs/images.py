@@ -4,11 +4,14 @@ What mmdet does with OpenCV is done here with Pillow and torch. An image is an u
 (3, h, w) uint8 RGB tensor until `normalize`. Sizes are (width, height) as in Pillow, in pixels, unless said otherwise.
 """
 
+import contextlib
+import ctypes
 import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -167,6 +170,7 @@ def open_image(path: Path | str) -> Image.Image:
 
 def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:
     """`to_rgb` of a file or a Pillow image, which may be read from a file only now; ValueError if that fails."""
+    _silence_libtiff()
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about what is decoded all the same
         try:
@@ -176,6 +180,17 @@ def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:
                 return to_rgb(image)
         except Exception as error:  # Pillow's plugins raise whatever their parsing of damaged bytes runs into
             raise ValueError(f"{shown}: not a readable image ({_printable(str(error)[:200])})") from error
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep Pillow's libtiff from printing to stderr by itself, on Linux; its errors come as exceptions as well."""
+    with contextlib.suppress(OSError, AttributeError):
+        with open("/proc/self/maps") as maps:
+            library = next((line.split(maxsplit=5)[5].strip() for line in maps if "/libtiff" in line), None)
+        if library is not None:
+            for kind in ("Error", "Warning"):
+                getattr(ctypes.CDLL(library), f"TIFFSet{kind}Handler")(None)
 
 
 def _printable(text: str) -> str:
