@@ -26,10 +26,11 @@ from groundingdino.checkpoints.model_file import (
     compare_shapes,
     detector_metadata,
     save_checkpoint,
+    stored_source,
     vocabulary_size,
 )
 from groundingdino.checkpoints.safetensors_file import write_tensors
-from groundingdino.config import ModelConfig
+from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
 from groundingdino.runtime.files import atomic_file, atomic_folder, open_file
 
@@ -154,7 +155,7 @@ def _native_weights(source: ForeignWeights, text_heads: int | None) -> NativeWei
         config = huggingface.infer_config(native, text_heads or _text_heads(source.files[0].parent))
         if original and source.naming != "mmdet":  # mmdet runs IDEA's weights with its own eps
             config = replace(config, box_eps=original_head.IDEA_EPS)
-        return NativeWeights(config, native, added)
+        return NativeWeights(model_config_from_dict(model_config_to_dict(config)), native, added)
     except ValueError as error:
         raise ValueError(f"{source.path}: {error}") from error
 
@@ -212,7 +213,7 @@ def tensor_digest(native: Mapping[str, Tensor]) -> str:
 def _provenance(source: ForeignWeights, weights: NativeWeights, hub: str) -> dict[str, Any]:
     """Where weights come from, for the metadata of what is made of them."""
     if source.naming == "native":
-        return json.loads(source.metadata.get(SOURCE_KEY, "{}"))
+        return stored_source(source.path, source.metadata)
     sha256, tensors = file_digest(source.files), tensor_digest(weights.tensors)
     release = zoo.identify(sha256, hub, tensors)
     return {
@@ -294,10 +295,10 @@ def _count_permuted(native: Mapping[str, Tensor]) -> int:
 
 def _name_warning(provenance: Mapping[str, Any]) -> list[str]:
     """mmdet ends a released file's name with the beginning of its SHA-256."""
-    promised = re.search(r"-([0-9a-f]{8})\.pth$", provenance.get("file", ""))
-    if promised is None or provenance["sha256"].startswith(promised[1]):
+    promised = re.search(r"-([0-9a-f]{8})\.pth$", str(provenance.get("file")))
+    if promised is None or str(provenance.get("sha256")).startswith(promised[1]):
         return []
-    found = provenance["sha256"][:8]
+    found = str(provenance.get("sha256"))[:8]
     return [f"warning: its name promises a SHA-256 of {promised[1]}..., it is {found}...: altered or damaged"]
 
 

@@ -14,6 +14,7 @@ from groundingdino.checkpoints.model_file import (
     load_detector,
     read_metadata,
     save_detector,
+    stored_source,
 )
 
 
@@ -41,7 +42,7 @@ def merge(checkpoints: Sequence[Path], target: Path, weights: Sequence[float]) -
     merged.load_state_dict(total)
     found = [read_metadata(path) for path in checkpoints]
     parts = [
-        {"file": path.name, "weight": weight, "source": json.loads(metadata.get(SOURCE_KEY, "{}"))}
+        {"file": path.name, "weight": weight, "source": stored_source(path, metadata)}
         for path, weight, metadata in zip(checkpoints, weights, found, strict=True)
     ]
     metadata = {SOURCE_KEY: json.dumps({"merged": parts})}

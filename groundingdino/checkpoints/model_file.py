@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from groundingdino.checkpoints.formats.upgrade import stored_names
 from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
-from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
+from groundingdino.config import ModelConfig, Pixels, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
 
 if TYPE_CHECKING:
@@ -167,10 +168,12 @@ def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     version = metadata.get(VERSION_KEY)
     if version not in READABLE_VERSIONS:
         readable = " and ".join(READABLE_VERSIONS)
-        raise ValueError(f"{path}: checkpoint of version {version}, this groundingdino reads {readable}: upgrade it")
+        found = printable(str(version))
+        raise ValueError(f"{path}: checkpoint of version {found}, this groundingdino reads {readable}: upgrade it")
     if metadata.get(VOCABULARY_KEY) != vocabulary_identity():
+        found = printable(str(metadata.get(VOCABULARY_KEY)))
         raise ValueError(
-            f"{path}: trained with another vocabulary (SHA-256 {metadata.get(VOCABULARY_KEY)}) than the packaged "
+            f"{path}: trained with another vocabulary (SHA-256 {found}) than the packaged "
             f"bert-base-uncased ({vocabulary_identity()}); its token ids would mean other words"
         )
     try:
@@ -179,11 +182,31 @@ def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         raise ValueError(f"{path}: not a model config ({printable(str(error))})") from error
 
 
+def stored_source(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint's metadata says about where its weights come from; empty where it does not say.
+
+    Raises:
+        ValueError: names the file, where that is no JSON object.
+    """
+    return _parsed(path, metadata, SOURCE_KEY, "{}", dict[str, Any])
+
+
+def stored_config(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The config in a checkpoint's metadata, not checked; see `checked_config`. ValueError for no JSON object."""
+    return _parsed(path, metadata, CONFIG_KEY, "null", dict[str, Any])
+
+
 def image_scale(path: str | Path, default: tuple[int, int]) -> tuple[int, int]:
     """Most pixels of an image's short and long side that a checkpoint was trained for; `default` where it does not say.
 
     Raises:
-        ValueError: as `read_metadata`.
+        ValueError: as `read_metadata`, and where it says something else.
     """
-    short, long = json.loads(read_metadata(path).get(SCALE_KEY, json.dumps(default)))
-    return short, long
+    return _parsed(path, read_metadata(path), SCALE_KEY, json.dumps(default), tuple[Pixels, Pixels])
+
+
+def _parsed(path: str | Path, metadata: Mapping[str, str], key: str, default: str, form: Any) -> Any:
+    try:
+        return msgspec.convert(json.loads(metadata.get(key, default)), form)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged metadata {key!r} ({printable(str(error))})") from error

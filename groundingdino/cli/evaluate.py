@@ -180,11 +180,11 @@ def fingerprint(checkpoint: Path) -> str:
 
 def release_of(checkpoint: Path) -> str | None:
     """The released checkpoint that a file was converted from, if it is one."""
-    from groundingdino.checkpoints.model_file import SOURCE_KEY, read_metadata
+    from groundingdino.checkpoints.model_file import read_metadata, stored_source
 
     if not checkpoint.exists() and not loading.is_name(checkpoint):
         return None
-    release = json.loads(read_metadata(loading.resolved(checkpoint)).get(SOURCE_KEY, "{}")).get("release")
+    release = stored_source(checkpoint, read_metadata(loading.resolved(checkpoint))).get("release")
     return release if isinstance(release, str) else None
 
 

@@ -29,7 +29,15 @@ def describe(path: Path) -> dict[str, Any]:
     import math
 
     loading.regular_file(path)
-    from groundingdino.checkpoints.model_file import CONFIG_KEY, SOURCE_KEY, VERSION_KEY, VOCABULARY_KEY, read_metadata
+    from groundingdino.checkpoints.model_file import (
+        CONFIG_KEY,
+        SOURCE_KEY,
+        VERSION_KEY,
+        VOCABULARY_KEY,
+        read_metadata,
+        stored_config,
+        stored_source,
+    )
     from groundingdino.checkpoints.safetensors_file import TensorFile
 
     metadata = read_metadata(path)
@@ -41,9 +49,9 @@ def describe(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "parameters": parameters,
         "format version": metadata.get(VERSION_KEY),
-        "provenance": json.loads(metadata.get(SOURCE_KEY, "null")),
+        "provenance": stored_source(path, metadata) or None,
         "vocabulary": metadata.get(VOCABULARY_KEY),
-        "config": json.loads(metadata[CONFIG_KEY]),
+        "config": stored_config(path, metadata),
         **{key: value for key, value in metadata.items() if key not in known},
     }
 

@@ -76,7 +76,7 @@ def load_state(path: Path) -> TrainingState:
     raw = run_state.load_state(path)
     try:
         return msgspec.convert(raw, TrainingState)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, AttributeError) as error:  # a tensor in the place of a dict is the latter
         raise ValueError(f"{path}: not a whole training state: {error}") from error
 
 

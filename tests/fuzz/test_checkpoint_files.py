@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
-from fuzz.small_files import joined, small_checkpoint, split
 from hypothesis import strategies as st
 
+from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
+from fuzz.small_files import joined, small_checkpoint, split
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.model_file import CONFIG_KEY
 from groundingdino.cli import main as command_line
 from groundingdino.inference.predictor import load_model
 
-CASES = 100
+CASES = 60
 PHOTO = np.zeros((40, 40, 3), np.uint8)
 TEXTS = [value for value in ODD_VALUES if isinstance(value, str)] + ["{}", "[]", "null", "[1]", "[" * 100_000, "1e999"]
 NUMBERS = [float("nan"), float("inf"), 1e38]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz.fuzzing import ODD_VALUES, damaged_bytes, outcome, run_cases
-from fuzz.small_files import small_checkpoint
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fuzz.fuzzing import ODD_VALUES, damaged_bytes, outcome, run_cases
+from fuzz.small_files import small_checkpoint
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.formats.pytorch_file import read_pytorch_file
 
@@ -67,7 +67,8 @@ def programs(draw: st.DrawFn) -> bytes:
         st.sampled_from(codes),
         st.sampled_from([b"}", b"]", b")", b"(", b"K\x01", b"0", b"2", b"s", b"u", b"a", b"R", b"b", b"Q", b"\x85"]),
         st.sampled_from([pickle.dumps(value, 2)[2:-1] for value in ODD_VALUES[:20]]),
-        st.sampled_from([b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"]),
+        st.sampled_from([b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n"]),
+        st.sampled_from([b"ctorch\nFloatStorage\n", b"ctorch\nfloat32\n", b"cnumpy\nndarray\n"]),
         st.sampled_from([b"cos\nsystem\n", b"c__builtin__\neval\n", b"X\x04\x00\x00\x00true", b"\x8c\x01a\x93"]),
         st.binary(max_size=6),
     )

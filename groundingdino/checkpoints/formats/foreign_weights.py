@@ -23,6 +23,7 @@ CONTAINERS = ("state_dict", "model")  # where mmengine, and IDEA and DETR, keep 
 NATIVE_CONFIG = "groundingdino.config"
 WHOLE, SHARDS, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"  # of transformers
 INDEX_LIMIT = 10_000_000  # bytes
+LONGEST_NAME = 255  # characters of a file's name
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Names that tell a model of Grounding DINO's architecture: all of these patterns occur.
@@ -88,11 +89,15 @@ def _shards(index: Path) -> tuple[Path, ...]:
         content = file.read(INDEX_LIMIT)
     try:
         names = set(json.loads(content)["weight_map"].values())
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not names or not all(isinstance(name, str) and _is_plain(name) for name in names):
             raise ValueError("a shard that is not a file beside it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: not the index of a model in several files ({printable(repr(error))})") from error
     return tuple(index.parent / name for name in sorted(names))
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and name.isprintable() and len(name) <= LONGEST_NAME
 
 
 def is_safetensors(path: Path) -> bool:

@@ -188,7 +188,14 @@ def to_mmdet(state: Mapping[str, Tensor], decoder_layers: int | None = None) -> 
 
 
 def _permuted(state: Mapping[str, Tensor], permute: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    return {name: permute(tensor) if PERMUTED.fullmatch(name) else tensor for name, tensor in state.items()}
+    """ValueError for a tensor that cannot be permuted."""
+    out = {}
+    for name, tensor in state.items():
+        permuted = PERMUTED.fullmatch(name)
+        if permuted and (tensor.dim() == 0 or tensor.shape[-1] % len(NEIGHBOURS)):
+            raise ValueError(f"{name!r} has shape {tuple(tensor.shape)}: its last axis does not hold 4 neighbours")
+        out[name] = permute(tensor) if permuted else tensor
+    return out
 
 
 def _merging_to_native(tensor: Tensor) -> Tensor:

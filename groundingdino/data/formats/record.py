@@ -93,8 +93,11 @@ class Problem(msgspec.Struct, frozen=True):
     fatal: bool = False  # the whole entry cannot be used
 
     def __str__(self) -> str:
-        text = self.text if len(self.text) <= MOST_SHOWN else f"{self.text[:MOST_SHOWN]}..."
-        return f"{self.where}: {text}"
+        where, text = (
+            part if len(part) <= MOST_SHOWN else f"{part[:MOST_SHOWN]}..." for part in (self.where, self.text)
+        )
+        line = f"{where}: {text}"
+        return line if line.isprintable() else line.encode("unicode_escape").decode()
 
 
 class AnnotatedObject(msgspec.Struct, frozen=True, gc=False):

@@ -5,81 +5,14 @@ import gzip
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from fuzz.test_annotations import DOCUMENTS, GOLDEN
 
 from groundingdino.data import load_expressions, load_training
 from groundingdino.data.convert import convert
 from groundingdino.data.formats.record import Kind, ReadOptions, file_name_problem
 from groundingdino.data.formats.registry import read, read_splits
-from groundingdino.data.validate import CheckOptions, check
-
-GOLDEN = Path(__file__).parent.parent.parent / "golden"
-DOCUMENTS = {
-    "coco": json.loads((GOLDEN / "formats" / "coco_v1.json").read_text()),
-    "lvis": json.loads((GOLDEN / "converters" / "lvis_v1.json").read_text()),
-    "mdetr": json.loads((GOLDEN / "converters" / "final_mixed_train.json").read_text()),
-    "grounding": json.loads((GOLDEN / "converters" / "final_mixed_train_vg.json").read_text().splitlines()[0]),
-    "detection": json.loads((GOLDEN / "converters" / "lvis_v1_od.json").read_text().splitlines()[0]),
-    "labelme": json.loads((GOLDEN / "formats" / "labelme" / "2007_000032.json").read_text()),
-}
-ODD_VALUES: list[Any] = [
-    None, True, 0, -1, 1.5, 10**30, -(10**30), 2**63, 1e308, float("nan"), float("inf"), "", "x", "9" * 5000, "\ud83d",
-    "a" * 100_000, "\0", "\x1b[31m", "../x.jpg", "/etc/passwd", "C:\\x", [], [[]], {}, {"a": 1}, [None], [[1, 2], [3]],
-]  # fmt: skip
-
-
-def every_place(value: Any, way: tuple = ()) -> list[tuple]:
-    """The ways to all values inside a document (of long lists, the first three)."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
-    return [way, *(place for key, part in inside for place in every_place(part, (*way, key)))]
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A document with an odd value in one place, without a field, or with a byte changed or cut."""
-    document = copy.deepcopy(draw(st.sampled_from(list(DOCUMENTS.values()))))
-    *way, last = draw(st.sampled_from(every_place(document)[1:]))
-    parent = document
-    for key in way:
-        parent = parent[key]
-    if isinstance(parent, dict) and draw(st.integers(0, 5)) == 0:
-        del parent[last]
-    else:
-        parent[last] = draw(st.sampled_from(ODD_VALUES))
-    content = json.dumps(document).encode()
-    if draw(st.integers(0, 9)) == 0:
-        place = draw(st.integers(0, len(content) - 1))
-        content = content[:place] + draw(st.sampled_from([b"", b"\xff" + content[place + 1 :]]))
-    return content
-
-
-def use(path: Path, options: ReadOptions, folder: Path) -> None:
-    """Everything that is done with annotations; only a ValueError in one line may end it."""
-    uses = (
-        lambda: list(check(path, options, CheckOptions(open_images=False)).lines()),
-        lambda: load_training(path, None, "skip", options=options).entry(0),
-        lambda: convert(path, folder / "coco", "coco", options),
-        lambda: convert(path, folder / "odvg", "odvg", options),
-        lambda: load_expressions(path),
-    )
-    for attempt in uses:
-        try:
-            attempt()
-        except ValueError as error:
-            assert "\n" not in str(error) and len(str(error)) < 1000 and str(path.parent) in str(error), str(error)
-
-
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-@given(content=damaged())
-def test_any_field_of_any_type_ends_in_entries_or_one_line(content: bytes, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("damaged")
-    (folder / "a.json").write_bytes(content)
-    use(folder / "a.json", ReadOptions(images=folder), folder)
-
 
 DEEP = "[" * 200_000 + "]" * 200_000
 SIZE = "<size><width>9</width><height>9</height></size>"

@@ -1,24 +1,20 @@
 """Whatever is typed: the help, or one line and exit code 2, soon, and nothing a terminal obeys."""
 
+import contextlib
+import io
 import os
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz.fuzzing import run_cases
 from groundingdino.cli import main as command_line
 from groundingdino.cli import operator_report, train
 
-FLAGS = {
-    "predict": "--checkpoint --categories --refer --phrases --caption --spans --scoring --threshold --top-k --nms "
-    "--nms-across-labels --batch-size --device --precision --scale --save --json".split(),
-    "info": ["--json"],
-    "demo": "--checkpoint --samples --host --port --device --precision".split(),
-    "convert": ["--to", "--text-heads"],
-    "evaluate": "--split --checkpoint --data-root --dataset --device --batch-size --scoring --scale --workers".split(),
-    "data": ["convert", "check", "show", "split", "--to", "--out"],
-    "selfcheck": ["--device", "--repeats"],
+WORDS = {  # beside the options that a command's help names
+    "data": ["convert", "check", "show", "split"],
     "train": [*train.FIRST_FLAGS, *train.RENAMED, "refcoco", "--model.name"],
     "prdict": ["--help"],
 }
@@ -29,17 +25,28 @@ VALUES = (
     *("pipe", "folder", "empty", "text.json", "gone", "/dev/null"),
 )
 ENDINGS = (0, 1, 2)
+CASES = 250
+
+
+def options_of(command: str) -> list[str]:
+    """What its help says, and `WORDS`."""
+    page = io.StringIO()
+    if command in command_line.COMMANDS:
+        with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+            command_line.main([command, "--help"])
+    return sorted({*re.findall(r"--[a-z][a-z.-]*[a-z]", page.getvalue()), *WORDS.get(command, ["--help"])})
 
 
 def command_lines() -> st.SearchStrategy[list[str]]:
     def words(command: str) -> st.SearchStrategy[list[str]]:
-        flags, values = st.sampled_from(FLAGS[command]), st.one_of(st.sampled_from(VALUES), st.text(max_size=8))
+        flags, values = st.sampled_from(options[command]), st.one_of(st.sampled_from(VALUES), st.text(max_size=8))
         pair = st.tuples(flags, values).map(list)
         joined = st.tuples(flags, values).map(lambda both: ["=".join(both)])
         parts = st.lists(st.one_of(pair, joined, values.map(lambda value: [value])), max_size=6)
         return parts.map(lambda groups: [command, *(word for group in groups for word in group)])
 
-    return st.sampled_from(sorted(FLAGS)).flatmap(words)
+    options = {command: options_of(command) for command in sorted({*command_line.COMMANDS, *WORDS})}
+    return st.sampled_from(sorted(options)).flatmap(words)
 
 
 @pytest.fixture
@@ -52,26 +59,21 @@ def messy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator_report, "print_report", lambda device, repeats: 0)  # its arguments are right
 
 
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(arguments=command_lines())
 def test_it_ends_with_help_or_one_line(
-    messy_folder: None, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    request: pytest.FixtureRequest, messy_folder: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = command_line.main(arguments)
-    except SystemExit as end:
-        assert end.code == 0 and {"--help", "-h", "--help-all"} & set(arguments)
-        return
-    finally:
-        captured = capsys.readouterr()
-    assert code in ENDINGS
-    lines = [line for line in captured.err.splitlines() if ": warning: " not in line]
-    assert all(character.isprintable() for line in lines for character in line)
-    if code == 2:
-        assert len(lines) == 1 and captured.err.endswith("\n")
+    def check(arguments: list[str]) -> None:
+        try:
+            code = command_line.main(arguments)
+        except SystemExit as end:
+            assert end.code == 0 and {"--help", "-h", "--help-all"} & set(arguments)
+            return
+        finally:
+            captured = capsys.readouterr()
+        assert code in ENDINGS
+        lines = [line for line in captured.err.splitlines() if ": warning: " not in line]
+        assert all(character.isprintable() for line in lines for character in line)
+        if code == 2:
+            assert len(lines) == 1 and captured.err.endswith("\n")
+
+    run_cases(request, command_lines(), check, CASES)
