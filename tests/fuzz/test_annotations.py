@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
 from hypothesis import strategies as st
 from PIL import Image
 
-from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
 from groundingdino.data import load_expressions, load_training
 from groundingdino.data.convert import convert
 from groundingdino.data.formats.odvg import load_label_map

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fuzz.fuzzing import ODD_VALUES, outcome, run_cases
 from golden_cases import tiny_model
 from hypothesis import strategies as st
 from PIL import Image
 
-from fuzz.fuzzing import ODD_VALUES, outcome, run_cases
 from groundingdino.inference.predictor import Predictor, load_model
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
 

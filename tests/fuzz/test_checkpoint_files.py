@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
-
 from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
 from fuzz.small_files import joined, small_checkpoint, split
+from hypothesis import strategies as st
+
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.model_file import CONFIG_KEY
 from groundingdino.cli import main as command_line

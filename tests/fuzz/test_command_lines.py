@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from fuzz.fuzzing import run_cases
 from hypothesis import strategies as st
 
-from fuzz.fuzzing import run_cases
 from groundingdino.cli import main as command_line
 from groundingdino.cli import operator_report, train
 

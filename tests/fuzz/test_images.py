@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz.fuzzing import damaged_bytes, outcome, run_cases
 from hypothesis import strategies as st
 from PIL import Image
 
-from fuzz.fuzzing import damaged_bytes, outcome, run_cases
 from groundingdino.inputs.images import open_image, resize_for_inference
 
 CASES = 400

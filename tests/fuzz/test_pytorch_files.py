@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz.fuzzing import ODD_VALUES, damaged_bytes, outcome, run_cases
+from fuzz.small_files import small_checkpoint
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fuzz.fuzzing import ODD_VALUES, damaged_bytes, outcome, run_cases
-from fuzz.small_files import small_checkpoint
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.formats.pytorch_file import read_pytorch_file
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
 from hypothesis import strategies as st
 from training_runs import scenes, small_config
 
-from fuzz.fuzzing import ODD_VALUES, damaged, damaged_bytes, outcome, run_cases
 from groundingdino.checkpoints import run_state
 from groundingdino.training.nonfinite import NonFiniteLossError
 from groundingdino.training.stop import RunStopped, StopRequest

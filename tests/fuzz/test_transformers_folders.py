@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
-
 from fuzz.fuzzing import damaged, outcome, run_cases
 from fuzz.small_files import joined, small_checkpoint, split
+from hypothesis import strategies as st
+
 from groundingdino.checkpoints.convert import convert_file
 
 CASES = 80
