@@ -14,6 +14,7 @@ BENCHMARKS = {
     "data": ("data_loading", "images a second and core, large annotation files, memory of a loader worker"),
     "load": ("load_checkpoint", "seconds and memory to load a checkpoint"),
     "imports": ("imports", "seconds of `import groundingdino` beyond `import torch`"),
+    "serve": ("serve", "the HTTP server: requests a second and latency at 1, 4 and 16 clients"),
     "random_checkpoint": ("random_checkpoint", "no benchmark: writes a full-size checkpoint in mmdet's format"),
 }
 

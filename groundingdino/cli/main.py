@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint on annotated images",
     "predict": "find things in images",
     "demo": "try a checkpoint in the browser",
+    "serve": "answer over HTTP",
     "export": "write a model as ONNX",
     "convert": "convert weights between formats",
     "merge": "average checkpoints of one model",

@@ -1,5 +1,6 @@
 """Detections for X-AnyLabeling: shapes of its label files, and what its remote-server client reads."""
 
+import re
 from typing import Any
 
 from groundingdino.structures import Detections
@@ -58,3 +59,10 @@ def model_entry(display_name: str) -> dict[str, Any]:
         "params": {},
         "batch_processing_mode": "text_prompt",
     }
+
+
+def ask(params: dict[str, Any]) -> dict[str, Any]:
+    """The client's `params` as fields of the server's question; thresholds of 0 are those that nobody has set."""
+    names = [name.strip() for name in re.split("[,.]", str(params.get("text_prompt", ""))) if name.strip()]
+    threshold, nms = params.get("conf_threshold") or None, params.get("iou_threshold") or None
+    return {"categories": names, "threshold": threshold, "nms": nms}
