@@ -67,5 +67,6 @@ def test_gradients_exchanged_in_bfloat16_are_rounded_to_it(both: tuple[Gradients
 def test_gradients_differ_between_the_cases(both: tuple[Gradients, Gradients]) -> None:
     sizes = dict.fromkeys(CASES, 0.0)
     for key, gradient in both[0].items():
-        sizes[key.split("/")[0]] += gradient.norm().item()
+        if key.split("/")[0] in CASES:
+            sizes[key.split("/")[0]] += gradient.norm().item()
     assert len({f"{size:.6g}" for size in sizes.values()}) == len(CASES)
