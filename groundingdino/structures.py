@@ -60,7 +60,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One layer's answer."""
+    """One decoder layer's outputs."""
 
     logits: Tensor  # (B, Q, T) query-token alignment before the sigmoid; -inf at text padding
     boxes: Tensor  # (B, Q, 4) cxcywh in [0, 1] of the unpadded image

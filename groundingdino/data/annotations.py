@@ -31,7 +31,7 @@ _BOTH_SIDES = re.compile(rb'"height": (\d+), "width": (\d+)')  # as converters w
 
 @dataclass(frozen=True)
 class Entry:
-    """One image with what is asked of it."""
+    """One annotated image: its caption or categories, and its boxes."""
 
     file_name: str
     width: int

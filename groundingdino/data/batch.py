@@ -1,4 +1,4 @@
-"""From samples to a batch: what a loader hands over.
+"""From samples to a batch: what a loader yields.
 
 Axes: B images, H/W pixels, N objects, T text tokens.
 """

@@ -1,4 +1,4 @@
-"""Precision and recall of one category by LVIS's rules: boxes meet objects image by image, then all are ranked.
+"""Precision and recall of one category by LVIS's rules: boxes are matched per image, then ranked over all images.
 
 Axes: D boxes of one image and category, N its objects, A areas, T IoU thresholds, K all boxes of the category.
 """

@@ -1,4 +1,4 @@
-"""Asks a model every question of a protocol once: shards, loads, runs the engine, gathers. It knows no protocol.
+"""Runs a model once on every question of a protocol: shards, loads, runs the engine, gathers. It knows no protocol.
 
 A protocol is two functions in a file of its own, bound to its annotations:
 

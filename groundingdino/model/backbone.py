@@ -25,7 +25,7 @@ MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight
 
 
 @cache
-@torch.inference_mode(False)  # kept for training too, whoever asks first
+@torch.inference_mode(False)  # cached for training too, whichever caller comes first
 def _relative_position_index(window: int, device: torch.device) -> Tensor:
     return get_relative_position_index(window, window, device=device).flatten()
 

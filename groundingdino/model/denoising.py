@@ -22,7 +22,7 @@ BOX_NOISE = 1.0  # corners move by up to this times half the box's size
 
 @dataclass(frozen=True)
 class DenoisingNoise:
-    """All that is random."""
+    """The random numbers of the denoising queries."""
 
     label_draw: Tensor  # (B, G, 2, N) uniform in [0, 1); a label is replaced where it is below LABEL_NOISE
     label_random: Tensor  # (B, G, 2, N) int64, what it is replaced by
@@ -41,14 +41,14 @@ class DenoisingQueries:
 
 @dataclass(frozen=True)
 class DenoisingOutput:
-    """The decoder's answers to them."""
+    """The decoder's outputs for the denoising queries."""
 
     layers: tuple[Prediction, ...]  # each (B, G * 2 * N, ...)
     groups: int
 
 
 def num_groups(counts: tuple[int, ...], num_denoising: int) -> int:
-    """How often every object is shown, from the numbers of objects of the images."""
+    """How often every object is repeated, from the numbers of objects of the images."""
     return max(1, num_denoising // max(counts)) if any(counts) else 1
 
 

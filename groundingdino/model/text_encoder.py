@@ -91,7 +91,7 @@ class TextEncoder(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, text: TextBatch) -> Tensor:
-        """(B, T, D). A token sees its own sub-sentence only, so captions of one batch never meet."""
+        """(B, T, D). A token attends to its own sub-sentence only, so captions of one batch are independent."""
         x = self.embeddings(text.token_ids, text.position_ids)
         bias = attention_bias(text.attends[:, None], x.dtype)
         for layer in self.layers:

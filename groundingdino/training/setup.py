@@ -112,7 +112,7 @@ def _one_each(name: str, values: tuple[Any, ...], count: int) -> tuple[Any, ...]
 
 
 def missing_data(data: DataConfig) -> str | None:
-    """One line that names missing data files, where they were looked for and how to get them; None without any."""
+    """One line that names missing data files, where they were searched and how to get them; None without any."""
     folders = {data.root / folder for folder in (*data.image_dirs, data.evaluation_image_dir)}
     annotations = {data.root / file for file in (*data.train_files, *filter(None, data.label_maps))}
     annotations |= {data.root / file for _, file in data.evaluation}

@@ -1,13 +1,13 @@
 """The head of the original Grounding DINO as a special case of MM-Grounding-DINO's.
 
-The original scores a query with a token by their plain product. MM-Grounding-DINO divides by the square root of the
+The original scores a query with a token by their plain dot product. MM-Grounding-DINO divides by the square root of the
 width D and adds a bias. Its decoder has a box head per layer, the original one for all.
 So an original model is ours with biases of zero, equal box heads, and text features that leave the last text layer
 sqrt(D) times as large; the decoder's attention to the text, which reads the same features, takes the factor back in its
 keys and values. At D = 256 the factor is 16: a change of exponents, and bit-exact.
 
-mmdet's COCO fine-tunes of the original (`log_scale` in each head) multiply that product by the exponential of a learned
-number. Theirs and ours differ by the same factor, and have box heads per layer as MM-Grounding-DINO.
+mmdet's COCO fine-tunes of the original (`log_scale` in each head) multiply that dot product by the exponential of a
+learned number. Theirs and ours differ by the same factor, and have box heads per layer as MM-Grounding-DINO.
 """
 
 import math
