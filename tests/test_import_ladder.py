@@ -41,7 +41,7 @@ DOORS = {
     "cvat_sdk": {"integrations/cvat.py"},
     "sahi": {"integrations/sahi.py"},
     "label_studio_ml": {"integrations/label_studio_backend.py"},
-    "huggingface_hub": {"checkpoints/hub.py"},
+    "huggingface_hub": {"checkpoints/hub.py", "checkpoints/push.py"},
     "nltk": {"inputs/noun_phrases.py"},
     "matplotlib": {"data/data_counts.py", "training/recorder.py"},
     "torchvision": {"inference/postprocess.py", "training/criterion.py", "datasets/transforms.py"},

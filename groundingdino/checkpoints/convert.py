@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from groundingdino.checkpoints import zoo
+from groundingdino.checkpoints.adapter import identity
 from groundingdino.checkpoints.formats import huggingface, idea, mmdet, original_head
 from groundingdino.checkpoints.formats.foreign_weights import WEIGHT_DTYPES, ForeignWeights, read_weights
 from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
@@ -33,6 +34,9 @@ from groundingdino.checkpoints.safetensors_file import write_tensors
 from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
 from groundingdino.runtime.files import atomic_file, atomic_folder, open_file
+
+if TYPE_CHECKING:
+    from groundingdino.model import GroundingDINO
 
 Target = Literal["native", "mmdet", "huggingface", "idea"]
 FRESH = "denoising label embedding: fresh, seen in training only"
@@ -112,6 +116,26 @@ def convert_file(
         added={**weights.added, **added},
         warnings=(*_name_warning(provenance), *_number_warning(weights.tensors)),
     )
+
+
+def read_detector(source: Path, device: str | torch.device = "cpu") -> "GroundingDINO":
+    """The detector of other programs' weights, in eval mode and float32, converted in memory: nothing is written.
+
+    ValueError as `convert_file`; also for weights that are not finite.
+    """
+    from groundingdino.model import build_detector
+
+    opened = read_weights(source)
+    weights = _native_weights(opened, None)
+    _check_whole(opened, weights)
+    for problem in _number_warning(weights.tensors):
+        raise ValueError(f"{source}: {problem.removeprefix('warning: ')}")
+    with torch.device("meta"):
+        model = build_detector(weights.config)
+    # A copy: tensors of a file may share their bytes, and parameters must not.
+    tensors = {name: tensor.to(device, torch.float32, copy=True) for name, tensor in weights.tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
 
 
 def _check_target(source: Path, target: Path, to: Target) -> None:
@@ -198,16 +222,11 @@ def _check_whole(source: ForeignWeights, weights: NativeWeights) -> None:
 
 
 def tensor_digest(native: Mapping[str, Tensor]) -> str:
-    """SHA-256 over a model's weights in our naming, in float32: the same for copies in any format.
+    """`identity` of a model's weights in our naming: the same for copies in any format that keeps float32.
 
     The denoising label embedding, which transformers and IDEA do not keep, does not count.
     """
-    digest = hashlib.sha256()
-    for name in sorted(native):
-        if name != LABEL_EMBEDDING:
-            digest.update(f"{name}{tuple(native[name].shape)}".encode())
-            digest.update(native[name].detach().float().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return identity({name: tensor for name, tensor in native.items() if name != LABEL_EMBEDDING})
 
 
 def _provenance(source: ForeignWeights, weights: NativeWeights, hub: str) -> dict[str, Any]:

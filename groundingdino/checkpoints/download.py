@@ -23,6 +23,10 @@ class DownloadError(ValueError):
     """The file could not be fetched: one line that says why."""
 
 
+class _Break(Exception):
+    """The network or the server gave way: worth another attempt."""
+
+
 def download(url: str, target: Path, sha256: str = "") -> None:
     """Fetch `url` into `target`, which appears whole or not at all. What a break leaves is used by the next call.
 
@@ -43,14 +47,8 @@ def download(url: str, target: Path, sha256: str = "") -> None:
                 if _fetch_rest(url, part, bar):
                     break
                 problem: object = "the connection broke off"
-            except urllib.error.HTTPError as error:
-                if error.code < 500 and error.code not in (408, 429):
-                    raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+            except _Break as error:
                 problem = error
-            except BROKEN as error:
-                if isinstance(error, OSError) and error.filename:  # of our file, not of the network
-                    raise
-                problem = getattr(error, "reason", error)
             grown = part.exists() and part.stat().st_size > before
             attempt = 1 if grown else attempt + 1
             if attempt >= ATTEMPTS:
@@ -66,17 +64,14 @@ def download(url: str, target: Path, sha256: str = "") -> None:
 def _fetch_rest(url: str, part: Path, bar: Any) -> bool:
     """Append what is missing of the file. Whether it is whole now."""
     start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is missing, or the file there is shorter than what we have
-            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if total and int(total[1]) == start:
-                return True
-            part.unlink()
-            return False
-        raise
+        answer = _open(url, start)
+    except urllib.error.HTTPError as error:  # 416: nothing is missing, or the file there is shorter than what we have
+        total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        if total and int(total[1]) == start:
+            return True
+        part.unlink()
+        return False
     with answer:
         appended = answer.status == 206
         length = answer.headers.get("Content-Length")
@@ -90,13 +85,35 @@ def _fetch_rest(url: str, part: Path, bar: Any) -> bool:
     return promised is None or size == promised
 
 
+def _open(url: str, start: int) -> Any:
+    """The server's answer, from byte `start` on. HTTPError where it says that there is none (416)."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:
+            raise
+        if error.code < 500 and error.code not in (408, 429):
+            raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
+        raise _Break(error) from error
+    except BROKEN as error:
+        raise _Break(getattr(error, "reason", error)) from error
+
+
 def _copy(answer: http.client.HTTPResponse, file: BinaryIO, bar: Any) -> int:
+    """The number of bytes written. What came before a break is kept; a full disk is no break."""
     written = 0
-    while data := answer.read(AT_ONCE):
+    while True:
+        try:
+            data = answer.read1(AT_ONCE)
+        except BROKEN as error:
+            file.flush()
+            raise _Break(error) from error
+        if not data:
+            return written
         file.write(data)
         written += len(data)
         bar.update(len(data))
-    return written
 
 
 def _sha256(path: Path) -> str:

@@ -5,18 +5,30 @@ What `resolve` takes: a checkpoint of ours; any other file or folder that `conve
 with GROUNDINGDINO_OFFLINE=1 or HF_HUB_OFFLINE=1. Converted files are kept in the cache, under the hash of their source.
 """
 
+import contextlib
+import hashlib
+import json
 import logging
+import time
 from pathlib import Path
 
 from groundingdino.checkpoints import zoo
 from groundingdino.checkpoints.adapter import ADAPTER_KEY
 from groundingdino.checkpoints.download import DownloadError, download
-from groundingdino.checkpoints.formats.foreign_weights import NATIVE_CONFIG, is_safetensors, weight_files
+from groundingdino.checkpoints.formats.foreign_weights import (
+    NATIVE_CONFIG,
+    SHARDS,
+    WHOLE,
+    is_safetensors,
+    weight_files,
+)
 from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile
 from groundingdino.runtime.cache import cache_folder, is_offline, locked
+from groundingdino.runtime.files import write_text
 
 CONVERSION = "v2"  # of this converter; others keep their files in a folder of their own
+SETTLED = 2.0  # seconds after which a file's time of change tells it from a later one of the same size
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "pytorch_model.bin", "*.pth")
 
 logger = logging.getLogger(__name__)
@@ -35,11 +47,14 @@ def resolve(name_or_path: str | Path) -> Path:
         return _native(path)
     if name in zoo.BY_NAME:
         release = zoo.BY_NAME[name]
-        if release.hub and not release.sha256:  # the hub checks what it sends, a bare URL does not
+        if _is_from_hub(release):
             return _native(_from_hub(release.hub[0]), release.hub[0])
         return _native(_fetch(release))
     if zoo.is_repository(path):
         return _native(_from_hub(name), name)
+    beside = path.with_suffix(".safetensors")
+    if path.suffix in zoo.FILE_SUFFIXES and beside.exists():
+        raise ValueError(f"{name}: no such file; name {beside} if that is what you mean")
     known = next((release for release in zoo.RELEASES if release.file and release.file == path.name), None)
     if known is not None:
         raise ValueError(f"{name}: no such file; fetch it from {known.url}, or name the release: {known.name}")
@@ -48,21 +63,55 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def is_cached(release: zoo.Release) -> bool:
-    """Whether a release can be loaded without the network, as far as this package's cache knows."""
-    return bool(release.file) and _place(release).exists()
+    """Whether the file or repository that a release's name stands for is in its cache, ours or huggingface_hub's."""
+    if not _is_from_hub(release):
+        return bool(release.file) and _place(release).exists()
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return any(isinstance(try_to_load_from_cache(release.hub[0], name), str) for name in (WHOLE, SHARDS))
 
 
-def _native(path: Path, hub: str = "") -> Path:
-    """The path itself if it is a checkpoint of ours, else the converted one in the cache."""
+def _is_from_hub(release: zoo.Release) -> bool:
+    """Whether its name means its repository: the hub checks what it sends, a URL without a known hash does not."""
+    return bool(release.hub) and not release.sha256
+
+
+def native_file(path: Path) -> Path | None:
+    """The file of a path that is one of ours, so not to be converted; None for weights of other programs."""
     files = weight_files(path)
     if len(files) == 1 and is_safetensors(files[0]):
         with TensorFile(files[0]) as file:
             if file.metadata.keys() & {NATIVE_CONFIG, STATE_KEY, ADAPTER_KEY}:  # the last two: refused when loaded
                 return files[0]
-    from groundingdino.checkpoints.convert import convert_file, file_digest  # long, and rarely needed
+    return None
 
+
+def _digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of the files' bytes, which are read once: a note in the cache tells it of files that have not changed."""
+    from groundingdino.checkpoints.convert import file_digest  # long, and rarely needed
+
+    found = [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path in files for stat in (path.stat(),)]
+    note = cache_folder() / "digests" / hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        return note.read_text()
     digest = file_digest(files)
-    target = cache_folder() / "converted" / CONVERSION / f"{digest}.safetensors"
+    if max(time_ns for *_, time_ns in found) < time.time_ns() - SETTLED * 1e9:
+        with contextlib.suppress(OSError):  # a cache that cannot be written: the next load reads the bytes again
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_text(note, digest)
+    return digest
+
+
+def _native(path: Path, hub: str = "") -> Path:
+    """The path itself if it is a checkpoint of ours, else the converted one in the cache."""
+    own = native_file(path)
+    if own is not None:
+        return own
+    from groundingdino.checkpoints.convert import convert_file
+
+    target = cache_folder() / "converted" / CONVERSION / f"{_digest(weight_files(path))}.safetensors"
     if target.exists():
         return target
     try:

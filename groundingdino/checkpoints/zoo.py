@@ -380,9 +380,13 @@ def identify(sha256: str = "", hub: str = "", tensors: str = "") -> Release | No
     return None
 
 
+def by_title(title: str | None) -> Release | None:
+    """The release of this title; None without one."""
+    return next((release for release in RELEASES if release.title == title), None)
+
+
 def published(title: str | None, benchmark: str) -> tuple[float, ...] | None:
     """What was published last for the release of this title, in percent (see `BENCHMARKS`); None without a figure."""
-    for release in RELEASES:
-        if release.title == title:
-            return next((rows[benchmark] for rows in release.published.values() if benchmark in rows), None)
-    return None
+    release = by_title(title)
+    sources = release.published.values() if release else ()
+    return next((rows[benchmark] for rows in sources if benchmark in rows), None)

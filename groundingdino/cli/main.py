@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": "average checkpoints of one model",
     "info": "say what a checkpoint is",
     "models": "list the released checkpoints",
+    "push": "upload a checkpoint to the Hugging Face hub",
     "data": "work on annotation files",
     "selfcheck": "check the operators on this machine",
 }

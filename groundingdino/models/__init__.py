@@ -5,11 +5,38 @@ from dataclasses import replace
 from typing import Any
 
 from groundingdino.checkpoints.formats import idea, original_head
-from groundingdino.config import swin_b, swin_t
+from groundingdino.config import ModelConfig, swin_b, swin_t
 from groundingdino.model import GroundingDINO
 from groundingdino.util.utils import Tokenizer, clean_state_dict
 
 BACKBONES = {"swin_T_224_1k": swin_t, "swin_B_384_22k": swin_b, "swin_B_224_22k": swin_b}
+# {theirs: ours}, of the sizes in a config file
+SIZES = {
+    "hidden_dim": "width",
+    "nheads": "num_heads",
+    "num_feature_levels": "num_levels",
+    "enc_n_points": "num_points",
+    "dec_n_points": "num_points",
+    "dim_feedforward": "ffn_width",
+    "enc_layers": "enhancer_layers",
+    "dec_layers": "decoder_layers",
+    "num_queries": "num_queries",
+}
+
+
+def contradictions(args: Any, config: ModelConfig) -> list[str]:
+    """What a config file of IDEA's says that is not so of a model: one entry for each size, and for the backbone."""
+    stated = {theirs: getattr(args, theirs, None) for theirs in SIZES}
+    found = {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+    wrong = [
+        f"{name} is {found[name]}, not {value}" for name, value in stated.items() if value not in (None, found[name])
+    ]
+    backbone = getattr(args, "backbone", None)
+    if backbone is not None:
+        width = _preset(backbone).backbone.embed_dim
+        if width != config.backbone.embed_dim:
+            wrong.append(f"the backbone has a width of {config.backbone.embed_dim}, {backbone} one of {width}")
+    return wrong
 
 
 class IdeaGroundingDINO(GroundingDINO):
@@ -28,8 +55,18 @@ class IdeaGroundingDINO(GroundingDINO):
 
 
 def build_model(args: Any) -> IdeaGroundingDINO:
-    """A model with fresh weights of the size that `args.backbone` names. ValueError for another backbone."""
-    backbone = getattr(args, "backbone", None)
+    """A model with fresh weights of the size that `args.backbone` names.
+
+    ValueError for a backbone that none of IDEA's released models has, or for sizes that this one has not.
+    """
+    config = replace(_preset(getattr(args, "backbone", None)), box_eps=original_head.IDEA_EPS)
+    wrong = contradictions(args, config)
+    if wrong:
+        raise ValueError(f"not one of IDEA's released models: {'; '.join(wrong)}")
+    return IdeaGroundingDINO(config)
+
+
+def _preset(backbone: Any) -> ModelConfig:
     if backbone not in BACKBONES:
         raise ValueError(f"backbone {backbone!r} is not one of IDEA's released models: {', '.join(BACKBONES)}")
-    return IdeaGroundingDINO(replace(BACKBONES[backbone](), box_eps=original_head.IDEA_EPS))
+    return BACKBONES[backbone]()

@@ -51,11 +51,7 @@ def with_rates(sizes: ModelConfig, rates: ModelConfig) -> ModelConfig:
 
 
 def _initial_checkpoint(weights: Path) -> Path:
-    """The checkpoint that `weights` names. A missing .pth may have been converted by hand: then the one beside it."""
-    converted = weights.with_suffix(".safetensors")
-    if not weights.exists() and converted.exists():
-        logger.info("%s is not there, starting from %s", weights, converted)
-        return converted
+    """The checkpoint that `weights` names."""
     try:
         return resolve(weights)
     except ValueError as error:

@@ -3,9 +3,9 @@
 Code that imports `load_model, load_image, predict, annotate, Model` from here keeps running: the signatures and the
 return types are IDEA's. What differs, because the model or the promise does:
 
-* `model_config_path` need not exist: weights tell their size. Where it does, its backbone must be that of the weights.
-* `model_checkpoint_path` may be IDEA's .pth, or whatever else `checkpoints.resolve` takes, also a name such as
-  "mm-gdino-b".
+* `model_config_path` need not exist: weights tell their size. Where it does, its sizes must be those of the weights.
+* `model_checkpoint_path` may be IDEA's .pth or any other file that is there, which is converted in memory; or whatever
+  else `checkpoints.resolve` takes, also a name such as "mm-gdino-b", which fills the cache.
 * `device` defaults to the best device there is, not to "cuda".
 * `load_image` honours the EXIF orientation.
 * `predict_with_classes` scores a class by the mean over its own tokens, so that it always has a class id and
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from groundingdino import checkpoints
 from groundingdino.boxes import cxcywh_to_xyxy
+from groundingdino.checkpoints.convert import read_detector
+from groundingdino.checkpoints.hub import native_file
 from groundingdino.checkpoints.model_file import load_detector
 from groundingdino.inference.engine import Engine
 from groundingdino.inference.predictor import Predictor
@@ -32,7 +34,7 @@ from groundingdino.inference.visualize import draw_detections
 from groundingdino.inputs.images import ImageGeometry, normalize, open_image, resize_for_inference
 from groundingdino.inputs.text import SEPARATORS, EncodedCaption, default_tokenizer
 from groundingdino.model import GroundingDINO
-from groundingdino.models import BACKBONES
+from groundingdino.models import contradictions
 from groundingdino.runtime import devices
 from groundingdino.structures import Detections, ImageBatch
 from groundingdino.util.slconfig import SLConfig
@@ -62,14 +64,17 @@ def load_model(
         model_config_path: IDEA's config file; checked against the weights where it exists.
         text_encoder_type: not used: vocabulary and BERT are in the package and the weights.
     Raises:
-        ValueError: weights that cannot be used, or of another backbone than the config file names.
+        ValueError: weights that cannot be used, or of other sizes than the config file says.
     """
-    model = load_detector(checkpoints.resolve(model_checkpoint_path), devices.pick_device(str(device)))
+    path, chosen = Path(model_checkpoint_path), devices.pick_device(str(device))
+    if path.exists() and native_file(path) is None:
+        model = read_detector(path, chosen)
+    else:
+        model = load_detector(checkpoints.resolve(model_checkpoint_path), chosen)
     if model_config_path is not None and Path(model_config_path).is_file():
-        named = SLConfig.fromfile(model_config_path).get("backbone")
-        found = model.config.backbone.embed_dim
-        if named in BACKBONES and BACKBONES[named]().backbone.embed_dim != found:
-            raise ValueError(f"{model_config_path} names {named}, the weights have a backbone of width {found}")
+        wrong = contradictions(SLConfig.fromfile(model_config_path), model.config)
+        if wrong:
+            raise ValueError(f"{model_config_path} is not of these weights: {'; '.join(wrong)}")
     vars(model)["tokenizer"] = Tokenizer()  # which clients fetch from the model
     return model
 

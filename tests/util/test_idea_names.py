@@ -51,7 +51,7 @@ def test_ideas_weights_and_calls_give_what_ideas_predict_returned(weights, case)
 
 def test_a_config_file_that_names_another_backbone_is_pointed_out(weights, tmp_path):
     (tmp_path / "cfg.py").write_text('backbone = "swin_B_384_22k"\nbatch_size = __import__("os").system("false")\n')
-    with pytest.raises(ValueError, match="names swin_B_384_22k, the weights have a backbone of width 16"):
+    with pytest.raises(ValueError, match="the backbone has a width of 16, swin_B_384_22k one of 128"):
         load_model(tmp_path / "cfg.py", weights, "cpu", text_encoder_type="/some/bert")
 
 
