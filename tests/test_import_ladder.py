@@ -43,7 +43,7 @@ DOORS = {
     "label_studio_ml": {"integrations/label_studio_backend.py"},
     "huggingface_hub": {"checkpoints/hub.py", "checkpoints/push.py"},
     "nltk": {"inputs/noun_phrases.py"},
-    "matplotlib": {"data/data_counts.py", "training/recorder.py"},
+    "matplotlib": {"data/data_counts.py", "evaluation/report.py", "training/recorder.py"},
     "torchvision": {"inference/postprocess.py", "training/criterion.py", "datasets/transforms.py"},
 }
 # Not behind a door: what tensors, images and records are made of, and what every command uses.

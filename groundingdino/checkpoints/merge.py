@@ -4,13 +4,17 @@ Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT) and "Mo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from groundingdino.checkpoints.adapter import merge_adapters
 from groundingdino.checkpoints.model_file import (
     SCALE_KEY,
     SOURCE_KEY,
+    compare_shapes,
     load_detector,
     read_metadata,
     save_detector,
@@ -51,6 +55,16 @@ def merge(checkpoints: Sequence[Path], target: Path, weights: Sequence[float]) -
     save_detector(target, merged, metadata)
 
 
+def interpolate(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """`alpha` of one state and the rest of another, exact at both ends. ValueError for models of two sizes."""
+    problem = compare_shapes(
+        {k: tuple(v.shape) for k, v in tuned.items()}, {k: tuple(v.shape) for k, v in base.items()}
+    )
+    if problem:
+        raise ValueError(f"only checkpoints of one model can be mixed: {problem}")
+    return {name: torch.lerp(base[name], tuned[name], alpha) for name in base}
+
+
 def merge_adapter_files(base: Path, adapters: Sequence[Path], target: Path, weight: float = 1.0) -> None:
     """Write `base` with `weight` times the sum of adapters that were trained on it.
 
@@ -60,7 +74,7 @@ def merge_adapter_files(base: Path, adapters: Sequence[Path], target: Path, weig
     model = load_detector(base)
     merge_adapters(model, adapters, weight)
     metadata = read_metadata(base)
-    parts = [{"file": base.name, "source": json.loads(metadata.get(SOURCE_KEY, "{}"))}]
+    parts = [{"file": base.name, "source": stored_source(base, metadata)}]
     parts += [{"adapter": path.name, "weight": weight} for path in adapters]
     kept = {SCALE_KEY: metadata[SCALE_KEY]} if SCALE_KEY in metadata else {}
     save_detector(target, model, {**kept, SOURCE_KEY: json.dumps({"merged": parts})})

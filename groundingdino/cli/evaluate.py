@@ -4,6 +4,7 @@
     groundingdino evaluate coco --checkpoint FILE --data-root DIR       COCO val2017; the published figures beside
     groundingdino evaluate lvis --split val --checkpoint FILE --resume  go on where an evaluation was interrupted
     groundingdino evaluate retention --before coco.json --after tuned/coco.json     two reports in one table
+    groundingdino evaluate coco --base mm-gdino-t --alpha 0 0.25 0.5 0.75 1     mixtures of weights before and after
     torchrun --nproc_per_node=8 evaluate.py --split testB   the same figures, on 8 devices
 
 PROTOCOL is refcoco (default), refcoco+, refcocog, refexp (the three in one file), grefcoco, coco, lvis, flickr30k,
@@ -78,6 +79,10 @@ class Arguments:
     """expressions: also print what answering without a model scores"""
     save_pictures: int = 0
     """draw this many images with misses, the worst first, ground truth beside prediction"""
+    alpha: tuple[float, ...] = ()
+    """evaluate mixtures: this much of --checkpoint, 0 to 1, the rest of --base; also draws the curve"""
+    base: Path | None = None
+    """with --alpha: the weights that --checkpoint was fine-tuned from"""
     before: tuple[Path, ...] = ()
     """retention: reports before the fine-tune"""
     after: tuple[Path, ...] = ()
@@ -102,6 +107,7 @@ class Session:
     world: "World"
     model: Any  # a GroundingDINO; None with --score
     options: "EvaluationOptions"
+    mixture: str | None = None  # what part of the model's weights is the checkpoint's, where it is not all
 
 
 def missing_checkpoint(arguments: Arguments) -> str | None:
@@ -155,6 +161,8 @@ def answer(
         "precision": session.options.precision,
     }
     identity["scale"] = list(session.options.scale)
+    if session.mixture is not None:
+        identity["mixture"] = session.mixture
     store = AnswerStore(arguments.folder / f"{name}.answers", identity, arguments.resume)
     total = -(-prompts // session.world.size)  # of this process, about
     with tqdm(total=total, unit=" prompts", desc=name, disable=not distributed.is_main() or None) as bar:
@@ -178,11 +186,12 @@ def fingerprint(checkpoint: Path) -> str:
         return f"{size} bytes, crc32 {zlib.crc32(file.read()):08x}"
 
 
-def release_of(checkpoint: Path) -> str | None:
-    """The released checkpoint that a file was converted from, if it is one."""
+def release_of(session: Session) -> str | None:
+    """The released checkpoint that the one evaluated was converted from, if it is one."""
     from groundingdino.checkpoints.model_file import read_metadata, stored_source
 
-    if not checkpoint.exists() and not loading.is_name(checkpoint):
+    checkpoint = session.arguments.checkpoint
+    if session.mixture is not None or not checkpoint.exists() and not loading.is_name(checkpoint):
         return None
     release = stored_source(checkpoint, read_metadata(loading.resolved(checkpoint))).get("release")
     return release if isinstance(release, str) else None
@@ -190,7 +199,7 @@ def release_of(checkpoint: Path) -> str | None:
 
 def heading(session: Session, evaluation: "Evaluation[Any]", unit: str) -> Iterator[str]:
     """What was evaluated and how fast."""
-    release = release_of(session.arguments.checkpoint)
+    release = release_of(session)
     name = f"{session.arguments.checkpoint}{f' = {release}' if release else ''}"
     source = name if session.model is not None else str(session.arguments.score)
     rate = f", {evaluation.prompts / evaluation.seconds:.2f} a second" if evaluation.seconds else ""
@@ -204,7 +213,8 @@ def write_report(session: Session, name: str, content: dict[str, Any]) -> Path:
     arguments = session.arguments
     start = {
         "checkpoint": str(arguments.checkpoint),
-        "release": release_of(arguments.checkpoint),
+        "mixture": session.mixture,
+        "release": release_of(session),
         "device": str(session.world.device),
         "processes": session.world.size,
     }
@@ -234,17 +244,20 @@ def run(arguments: Arguments) -> int:
     if problem is not None:
         raise ValueError(problem)
     console.require(["pycocotools"], "train")
-    from groundingdino.cli import evaluate_detection, evaluate_referring
+    from groundingdino.cli import evaluate_detection, evaluate_mixtures, evaluate_referring
 
     kind = evaluate_referring if arguments.name in REFERRING else evaluate_detection
     kind.check(arguments)  # before torch is imported
+    if arguments.alpha:
+        evaluate_mixtures.check(arguments)
     from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
 
     device = devices.pick_device(arguments.device)
     devices.tune_process(device)
     try:
         session = open_session(arguments, distributed.init(str(device)))
-        for line in kind.evaluate(session):
+        lines = evaluate_mixtures.evaluate(session, kind) if arguments.alpha else kind.evaluate(session)
+        for line in lines:
             if distributed.is_main():
                 print(line, flush=True)
     finally:

@@ -1,8 +1,9 @@
 """`evaluate` of the protocols in the catalogue: COCO, LVIS, gRefCOCO, Flickr30k, ODinW, D-cube."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def request_of(arguments: "Arguments") -> "Request":
     return Request(root, split, arguments.annotations, images, arguments.names_per_caption)
 
 
-def evaluate(session: "Session") -> Iterator[str]:
-    """Answer, score and write; yields the lines to print."""
+def evaluate(session: "Session") -> Generator[str, None, Path | None]:
+    """Answer, score and write; yields the lines to print. Returns the report's file, in the main process."""
     from groundingdino.evaluation.catalogue import CATALOGUE, combine
     from groundingdino.runtime import distributed
 
@@ -63,7 +64,8 @@ def evaluate(session: "Session") -> Iterator[str]:
         raise ValueError(f"{reason}; {arguments.name} reads {files} below {request.data_root.absolute()} (--data-root)")
     if distributed.is_main():
         figures = combine(arguments.name, request.split, {n: s.evaluation.figures for n, s in done.items()}, [*missing])
-        yield from _report(session, name, done, figures)
+        return (yield from _report(session, name, done, figures))
+    return None
 
 
 def _answer(session: "Session", part: "Part", protocol: "DescribedProtocol", name: str) -> Scored:
@@ -73,7 +75,7 @@ def _answer(session: "Session", part: "Part", protocol: "DescribedProtocol", nam
     return Scored(name, protocol, shared.answer(session, protocol, name, identity))
 
 
-def _report(session: "Session", name: str, done: dict[str, Scored], figures: "Figures") -> Iterator[str]:
+def _report(session: "Session", name: str, done: dict[str, Scored], figures: "Figures") -> Generator[str, None, Path]:
     from groundingdino.cli import evaluate as shared
     from groundingdino.evaluation import report
     from groundingdino.evaluation.detection_misses import save_detection_misses
@@ -103,13 +105,15 @@ def _report(session: "Session", name: str, done: dict[str, Scored], figures: "Fi
     )
     yield from report.table(content["figures"], published)
     yield from (f"note: {note}" for note in figures.notes)
-    yield f"report: {shared.write_report(session, name, content)}"
+    written = shared.write_report(session, name, content)
+    yield f"report: {written}"
     if arguments.save_pictures > 0:
         for scored in done.values():
             place = arguments.folder / f"{scored.name}_misses"
             answers = arguments.score or arguments.folder / f"{scored.name}.answers"
             saved = save_detection_misses(scored.protocol, answers, place, arguments.save_pictures)
             yield f"pictures: {len(saved)} images with misses in {place}, the worst first"
+    return written
 
 
 def published_figures(session: "Session", figures: "Figures", images: int) -> dict[str, float] | None:
@@ -123,7 +127,7 @@ def published_figures(session: "Session", figures: "Figures", images: int) -> di
     same = session.options.scale == DEFAULT_SCALE and arguments.annotations is None and not figures.notes
     benchmark, names = published_names(arguments.name, request.split)
     same = same and images == PUBLISHED_IMAGES.get(benchmark, images)
-    row = zoo.published(shared.release_of(arguments.checkpoint), benchmark)
+    row = zoo.published(shared.release_of(session), benchmark)
     if not same or arguments.names_per_caption is not None or row is None:
         return None
     return {name: value for name, value in zip(names, row, strict=False) if name}

@@ -1,6 +1,6 @@
 """`evaluate` of referring expressions: Precision@1/5/10 and a class-agnostic AP of RefCOCO, RefCOCO+ and RefCOCOg."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,8 @@ def check(arguments: "Arguments") -> None:
         )
 
 
-def evaluate(session: "Session") -> Iterator[str]:
-    """Answer, score and write; yields the lines to print."""
+def evaluate(session: "Session") -> Generator[str, None, Path | None]:
+    """Answer, score and write; yields the lines to print. Returns the report's file, in the main process."""
     from groundingdino.cli import evaluate as shared
     from groundingdino.data import load_expressions
     from groundingdino.evaluation import ReferringProtocol, floor, referring
@@ -65,8 +65,8 @@ def evaluate(session: "Session") -> Iterator[str]:
     identity = {"protocol": f"{arguments.name} {split(arguments)}, {path.name}, scoring {arguments.scoring}"}
     evaluation = shared.answer(session, protocol, name, identity)
     if not distributed.is_main():
-        return
-    release, scale = shared.release_of(arguments.checkpoint), evaluation.options.scale
+        return None
+    release, scale = shared.release_of(session), evaluation.options.scale
     report = referring.report(evaluation)
     values = {f"{data_set} P@{k}": p for data_set, row in report["precision"].items() for k, p in row.items()}
     content = {
@@ -81,11 +81,13 @@ def evaluate(session: "Session") -> Iterator[str]:
         content["floor"] = floor.floors(expressions)
     yield from shared.heading(session, evaluation, "expressions")
     yield from table(content, split(arguments))
-    yield f"report: {shared.write_report(session, name, content)}"
+    written = shared.write_report(session, name, content)
+    yield f"report: {written}"
     if arguments.save_pictures > 0:
         place = arguments.folder / f"{name}_misses"
         saved = save_misses(expressions, evaluation.figures.answers, folder, place, arguments.save_pictures)
         yield f"pictures: {len(saved)} of the misses in {place}, the worst first"
+    return written
 
 
 def published_row(

@@ -85,5 +85,29 @@ def comparison(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str,
     return lines
 
 
+def mixture_table(mixtures: Mapping[float, Mapping[str, float | None]], names: Sequence[str]) -> list[str]:
+    """A line for each alpha with some of its figures in percent."""
+    width = max(10, *(len(name) + 2 for name in names))
+    lines = [f"{'alpha':>6}" + "".join(f"{name:>{width}}" for name in names)]
+    for alpha, figures in mixtures.items():
+        lines.append(f"{alpha:6g}" + "".join(f"{_percent(figures[name]):>{width}}" for name in names))
+    return lines
+
+
+def plot_mixtures(mixtures: Mapping[float, Mapping[str, float | None]], path: Path) -> Path:
+    """Draw the first figure over alpha. Returns `path`."""
+    from matplotlib.figure import Figure  # slow to import
+
+    name = next(iter(next(iter(mixtures.values()))))
+    figure = Figure(figsize=(6, 4.5), layout="constrained")  # without pyplot: no backend, no global state
+    axes = figure.subplots()
+    found = [row[name] for row in mixtures.values()]
+    axes.plot(list(mixtures), [math.nan if value is None else 100 * value for value in found], marker="o")
+    axes.set(xlabel="alpha: share of the fine-tuned weights", ylabel=f"{name} in percent")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return path
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"

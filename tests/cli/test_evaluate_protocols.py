@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from golden_cases import tiny_model
 from protocol_data import LAYOUTS
 
@@ -11,6 +13,7 @@ from groundingdino.checkpoints.model_file import SOURCE_KEY, save_detector
 from groundingdino.cli.evaluate import Arguments, Session, main
 from groundingdino.cli.evaluate_detection import published_figures
 from groundingdino.evaluation import EvaluationOptions
+from groundingdino.evaluation.answer_file import read_answers
 from groundingdino.evaluation.report import Figures
 
 SMALL = ["--device", "cpu", "--workers", "0", "--scale", "48", "64"]
@@ -141,3 +144,28 @@ def test_retention_shows_two_reports_in_one_table(place, capsys):
     (place / "after.json").write_text(json.dumps(content))
     assert main(["retention", "--before", "before.json", "--after", "after.json"]) == 2
     assert "coco val2017 was evaluated before only" in capsys.readouterr().err
+
+
+def test_mixtures_of_two_checkpoints_run_from_one_to_the_other(place, capsys):
+    other = tiny_model()
+    with torch.no_grad():
+        other.decoder.box_heads[-1].fc3.bias += 0.5
+    save_detector(place / "tuned.safetensors", other)
+    for name in ("model", "tuned"):
+        assert main(["coco", "--checkpoint", f"{name}.safetensors", "--output", name, *SMALL]) == 0
+    capsys.readouterr()
+    mixed = ["coco", "--checkpoint", "tuned.safetensors", "--base", "model.safetensors", "--alpha", "0", "0.5", "1"]
+    assert main([*mixed, *SMALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split()[:2] == ["alpha", "AP"] and len(lines) == 3 + 4 + 1
+    folders = ("model", "evaluation/alpha_0", "evaluation/alpha_0.5", "evaluation/alpha_1", "tuned")
+    answers = [list(read_answers(place / folder / "coco_val2017.answers")[1]) for folder in folders]
+    model, none, half, whole, tuned = [np.concatenate([answer.boxes for answer in part]) for part in answers]
+    assert np.array_equal(none, model) and np.array_equal(whole, tuned)
+    assert np.abs(half - model).max() > 1 and np.abs(half - tuned).max() > 1  # pixels
+    content = json.loads((place / "evaluation/alpha_0.5/coco_val2017.json").read_text())
+    assert content["release"] is None and content["mixture"] == "0.5 of it, the rest model.safetensors"
+    assert (place / "evaluation/alpha.png").stat().st_size > 5000
+    for wrong in (["--alpha", "0"], ["--alpha", "2", "--base", "model.safetensors"], ["--alpha", "0", "--base", "no"]):
+        assert main(["coco", "--checkpoint", "tuned.safetensors", *wrong, *SMALL]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
