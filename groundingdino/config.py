@@ -5,6 +5,7 @@ plain data, so a model is rebuilt from its file alone.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Each = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]  # every so many
 Rank = Annotated[int, msgspec.Meta(ge=0, le=4096)]
+Part = Literal[
+    "backbone", "text_encoder", "text_encoder.embeddings", "text_encoder.layers", "feature_enhancer", "decoder"
+]  # of a model
 Stages = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=8)]
 
 
@@ -118,6 +122,25 @@ def quickstart_model() -> ModelConfig:
     )
 
 
+def small_model() -> ModelConfig:
+    """Small enough to learn one's own data from nothing on two CPU cores: images of about 320 pixels, two levels."""
+    return ModelConfig(
+        "small",
+        BackboneConfig(32, (1, 1, 3), (2, 4, 8), 6, out_stages=(2,), drop_path_rate=0.0),
+        TextConfig(width=128, num_layers=2, num_heads=4, ffn_width=256),
+        width=128,
+        num_levels=2,
+        ffn_width=256,
+        text_layer_ffn_width=256,
+        fusion_width=128,
+        fusion_dropout=0.0,
+        enhancer_layers=2,
+        decoder_layers=3,
+        num_queries=100,
+        num_denoising=50,
+    )
+
+
 MODEL_PRESETS = {"swin_t": swin_t, "swin_b": swin_b, "swin_l": swin_l}
 
 
@@ -186,11 +209,14 @@ class DataConfig:
     image_dirs: tuple[str, ...] = ("train2014",)  # folder of each training file; a single one is for all
     sampling_weights: tuple[NotNegative, ...] = (1.0,)  # times an epoch shows each entry; a single one is for all
     label_maps: tuple[str, ...] = ()  # for each training file of ODVG detection data; "" for a file of captions
+    # Images of categories that fewer than this share of the images have are shown more often; 0: all alike.
+    repeat_threshold: Share = 0.0
     # Pairs of a split's name and its annotation file. The first one decides which checkpoint is best.
     evaluation: tuple[tuple[str, str], ...] = tuple(
         (split, f"mdetr_annotations/finetune_refcoco_{split}.json") for split in ("val", "testA", "testB")
     )
-    evaluation_image_dir: str = "train2014"
+    evaluation_image_dirs: tuple[str, ...] = ("train2014",)  # folder of each split; a single one is for all
+    allow_outside: bool = False  # accept file names that are absolute or leave the image folder by ".."
     batch_size: Entries = 2  # images per device and micro-batch
     evaluation_batch_size: Entries | None = None  # sentences of one image at once; None: as suits the device
     workers: Workers = 4  # loader processes per device; 0 loads in the training process
@@ -205,6 +231,7 @@ class DataConfig:
     crop_sides: tuple[Pixels, Pixels] = (384, 600)  # pixels, the range of the crop's sides
     size_buckets: NonNegative = 0  # pad batches to at most so many shapes; 0 = to their largest image, as mmdet does
     flip_probability: Share = 0.0  # a flip swaps left and right in the sentence too
+    vertical_flip_probability: Share = 0.0  # for images without an up and down, such as micrographs; not for captions
     evaluation_side: Pixels = 800  # pixels of the short side
     evaluation_long_side: Pixels = 1333  # pixels, at most
     on_bad_sample: Literal["stop", "skip"] = "stop"  # a missing image, a box outside it, ...
@@ -259,8 +286,9 @@ class TrainConfig:
     bucket_mib: Positive = 25.0  # MiB of gradients that are exchanged together, while the rest is still computed
     activation_checkpointing: bool = True  # recompute most of backbone and encoder: less memory, more time
     ema_decay: Rate = 0.0  # per step; 0 = no moving average. Where on, the average is what is evaluated
-    freeze: tuple[Literal["backbone", "text_encoder", "feature_enhancer", "decoder"], ...] = ()  # not trained
+    freeze: tuple[Part, ...] = ()  # parts that are not trained
     lora: Rank = 0  # of low-rank adapters, trained instead of the weights in all parts but `freeze`; 0 = none
+    text_from: Path | None = None  # folder of a BERT (transformers' layout) for the text encoder of a fresh model
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, npu
     max_time: str | None = None  # such as 3h50m: end with a saved state before this much time has passed
@@ -269,43 +297,9 @@ class TrainConfig:
     save_every: Each = 1000  # steps between checkpoints, besides the one after each epoch
     log_every: Each = 10  # steps between reads of the losses from the device
     evaluate_every: Each = 1  # epochs
+    early_stopping: NonNegative = 0  # evaluations in a row without a better figure that end the run; 0 = never
     pictures: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 4  # drawn after each evaluation
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss that is not finite does to the run
-
-
-def refcoco() -> TrainConfig:
-    """The main recipe: MM-Grounding-DINO-B on RefCOCO, for 8 devices (mmdet `refcoco/..._finetune_8xb4_5e_refcoco`)."""
-    released = "weights/grounding_dino_swin-b_pretrain_obj365_goldg_v3de-f83eef00.pth"
-    return TrainConfig(swin_b(), init_from=Path(released))
-
-
-def quickstart() -> TrainConfig:
-    """A small model that learns rendered scenes (`data.synthetic`) from fresh weights on two CPU cores."""
-    data = DataConfig(
-        root=Path("runs/quickstart-data"),
-        evaluation=(("val", "mdetr_annotations/finetune_refcoco_val.json"),),
-        batch_size=8,
-        workers=1,
-        train_sides=(96,),
-        crop_probability=0.0,
-        evaluation_side=96,
-        evaluation_batch_size=4,
-    )
-    return TrainConfig(
-        quickstart_model(),
-        data,
-        OptimizerConfig(lr=5e-4, scale_lr=False, betas=(0.9, 0.99), lr_multipliers=()),
-        ScheduleConfig(kind="cosine", warmup_steps=50, warmup_start=0.01, final=0.02),
-        run_dir=Path("runs/quickstart"),
-        activation_checkpointing=False,
-        epochs=2,
-        class_weight=4.0,  # boxes of plain shapes are easy; which of them is meant is what has to be learned
-        ema_decay=0.995,
-        pictures=12,
-    )
-
-
-TRAIN_PRESETS = {"refcoco": refcoco, "quickstart": quickstart}
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -316,6 +310,21 @@ def check_train_config(config: TrainConfig) -> None:
         message, _, place = str(error).partition(" - at `$.")
         raise ValueError(f"{place.rstrip('`') or 'config'}: {message[0].lower()}{message[1:]}") from error
     model_config_from_dict(model_config_to_dict(config.model))
+
+
+def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
+    """The config with some fields replaced, named as on the command line: {"data.batch_size": 8, "epochs": 20}.
+
+    ValueError names a field that does not exist.
+    """
+    for name, value in settings.items():
+        first, _, rest = name.replace("-", "_").partition(".")
+        known = [f.name for f in dataclasses.fields(config)]
+        if first not in known:
+            raise ValueError(f"no setting {name}; there are {', '.join(known)}")
+        new = with_settings(getattr(config, first), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{first: new})
+    return config
 
 
 def train_config_to_dict(config: TrainConfig) -> dict[str, Any]:

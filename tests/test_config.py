@@ -9,16 +9,16 @@ import pytest
 
 from groundingdino.config import (
     MODEL_PRESETS,
-    TRAIN_PRESETS,
     ModelConfig,
     check_train_config,
     model_config_from_dict,
     model_config_to_dict,
-    quickstart,
     quickstart_model,
+    small_model,
 )
+from groundingdino.training.recipes import TRAIN_PRESETS, quickstart
 
-PRESETS = {**MODEL_PRESETS, "quickstart": quickstart_model}
+PRESETS = {**MODEL_PRESETS, "quickstart": quickstart_model, "small": small_model}
 
 
 @pytest.mark.parametrize("name", PRESETS)

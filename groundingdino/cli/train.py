@@ -1,5 +1,6 @@
 """Train MM-Grounding-DINO.
 
+    groundingdino train finetune --data DIR --init mm-gdino-t    a released model learns your own data; see its --help
     groundingdino train quickstart                               a small model learns rendered scenes, on a CPU
     groundingdino train --data.root DIR                          the RefCOCO recipe on one device
     torchrun --nproc_per_node=8 train.py --data.root DIR         on 8 devices; without train.py: -m groundingdino train
@@ -16,11 +17,20 @@ import difflib
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groundingdino.cli import console
-from groundingdino.config import TRAIN_PRESETS, TrainConfig
+from groundingdino.config import TrainConfig
+from groundingdino.training.recipes import TRAIN_PRESETS
+
+if TYPE_CHECKING:
+    from groundingdino.runtime.distributed import World
+    from groundingdino.training.stop import StopRequest
+    from groundingdino.training.trainer import FitResult
+
+    Job = Callable[[World, StopRequest], FitResult]
 
 DEFAULT = "refcoco"
 STOPPED = 75  # exit code of a run that a signal or --max-time has ended early: start it again with --resume auto
@@ -46,7 +56,16 @@ FIRST_FLAGS = (  # what people set first; the short help shows these
     "--freeze",
     "--seed",
 )
-HELP = {"refcoco": "fine-tune MM-GDINO-B on RefCOCO", "quickstart": "a small model on rendered scenes, 2 CPU cores"}
+HELP = {
+    "refcoco": "fine-tune MM-GDINO-B on RefCOCO",
+    "refcoco+": "fine-tune MM-GDINO-B on RefCOCO+",
+    "refcocog": "fine-tune MM-GDINO-B on RefCOCOg",
+    "grefcoco": "fine-tune MM-GDINO-B on gRefCOCO",
+    "coco": "fine-tune MM-GDINO-T on COCO",
+    "lvis": "fine-tune MM-GDINO-T on LVIS",
+    "pretrain": "MM-GDINO-T on Objects365, GoldG and V3Det",
+    "quickstart": "a small model on rendered scenes, 2 CPU cores",
+}
 
 # Flags of version 0.1, understood for one more version.
 RENAMED = {
@@ -56,7 +75,8 @@ RENAMED = {
     "--data.train": "--data.train-files",
     "--data.images": "--data.image-dirs",
     "--data.weights": "--data.sampling-weights",
-    "--data.evaluation-images": "--data.evaluation-image-dir",
+    "--data.evaluation-images": "--data.evaluation-image-dirs",
+    "--data.evaluation-image-dir": "--data.evaluation-image-dirs",
 }
 
 
@@ -66,6 +86,7 @@ def current_flags(arguments: Sequence[str], prog: str) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         new = RENAMED.get(name.replace("_", "-"))
+        argument = re.sub("^--model[.]text[-_]from", "--text-from", argument)  # beside the sizes that it decides
         if new is not None:
             console.complain(prog, f"warning: {name} is called {new} now; the old name goes with the next version")
         current.append(argument if new is None else f"{new}{equals}{value}")
@@ -80,7 +101,7 @@ def parse(arguments: Sequence[str], prog: str = "groundingdino train") -> tuple[
     arguments = current_flags(arguments, prog)
     preset, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else (DEFAULT, arguments)
     if preset not in TRAIN_PRESETS:
-        near = difflib.get_close_matches(preset, TRAIN_PRESETS, n=1) or [", ".join(TRAIN_PRESETS)]
+        near = difflib.get_close_matches(preset, [*TRAIN_PRESETS, "finetune"], n=1) or [", ".join(TRAIN_PRESETS)]
         raise console.UsageError(f"no preset {preset!r} (perhaps {near[0]}?); see {prog} --help")
     if "--help" in rest or "-h" in rest:
         print(short_help(preset, prog))
@@ -97,7 +118,14 @@ def _config(preset: str, arguments: Sequence[str], prog: str) -> TrainConfig:
 def short_help(preset: str, prog: str) -> str:
     """The presets and the flags that people set first, with the defaults of this preset."""
     entries = _flag_entries(preset, prog)
-    lines = [f"usage: {prog} [{'|'.join(TRAIN_PRESETS)}] [FLAG ...]", "", (__doc__ or "").strip(), "", "Presets:"]
+    lines = [
+        f"usage: {prog} [finetune|{'|'.join(TRAIN_PRESETS)}] [FLAG ...]",
+        "",
+        (__doc__ or "").strip(),
+        "",
+        "Presets:",
+    ]
+    lines += ["  finetune    a released or a fresh model on data of your own, of any format"]
     lines += [f"  {name:12}{summary}{' (default)' if name == DEFAULT else ''}" for name, summary in HELP.items()]
     lines += ["", f"The flags that people set first, with the defaults of {preset}:"]
     for flag in FIRST_FLAGS:
@@ -128,15 +156,12 @@ def resume_hint(run_dir: Path) -> str:
     return "; go on with --resume auto" if (run_dir / "last.state").is_file() else ""
 
 
-def train(preset: str, config: TrainConfig, prog: str) -> int:
-    """Check, train, and say where everything is. The exit code."""
+def train(config: TrainConfig, prog: str, job: "Job") -> int:
+    """Run a job with this config's device and timeout; say where everything is. The exit code."""
     console.require(console.TRAIN_PACKAGES, "train")
     from groundingdino.runtime import devices, distributed  # from here on it is slow to import: torch and all
-    from groundingdino.training import quickstart
     from groundingdino.training.nonfinite import NonFiniteLossError
-    from groundingdino.training.setup import missing_data
     from groundingdino.training.stop import RunStopped, StopRequest, stop_on_signals
-    from groundingdino.training.trainer import fit
 
     device = devices.pick_device(config.device)
     devices.tune_process(device)
@@ -144,17 +169,10 @@ def train(preset: str, config: TrainConfig, prog: str) -> int:
     try:
         world = distributed.init(str(device), timeout_minutes=config.timeout)
         console.show_log(prog, progress=distributed.is_main())
-        if preset == "quickstart":
-            quickstart.make_data(config)
-        problem = missing_data(config.data)
-        if problem is not None:
-            raise ValueError(problem)
         with stop_on_signals(request):
-            result = fit(config, world, request)
+            result = job(world, request)
         for what, path in result.files.items():
             logging.getLogger("groundingdino").info(f"{what}: {path}")
-        if preset == "quickstart":
-            quickstart.report(config, world, result)
     except NonFiniteLossError as error:
         console.complain_once(prog, error)
         return 1
@@ -170,6 +188,36 @@ def train(preset: str, config: TrainConfig, prog: str) -> int:
     return 0
 
 
+def job_of(preset: str, config: TrainConfig) -> "Job":
+    """What trains a preset's config."""
+
+    def job(world: "World", stop: "StopRequest") -> "FitResult":
+        from groundingdino.training import quickstart
+        from groundingdino.training.setup import missing_data
+        from groundingdino.training.trainer import fit
+
+        if preset == "quickstart":
+            quickstart.make_data(config)
+        problem = missing_data(config.data)
+        if problem is not None:
+            raise ValueError(problem)
+        result = fit(config, world, stop)
+        if preset == "quickstart":
+            quickstart.report(config, world, result)
+        return result
+
+    return job
+
+
 def main(arguments: Sequence[str], prog: str = "groundingdino train") -> int:
     """Parse, check, train, and say where everything is. The exit code."""
-    return console.run(prog, lambda: train(*parse(arguments, prog), prog))
+    if arguments[:1] == ["finetune"]:
+        from groundingdino.cli import finetune
+
+        return finetune.main(arguments[1:], f"{prog} finetune")
+
+    def command() -> int:
+        preset, config = parse(arguments, prog)
+        return train(config, prog, job_of(preset, config))
+
+    return console.run(prog, command)

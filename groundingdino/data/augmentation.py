@@ -25,6 +25,7 @@ class Augmentation:
     longest_side_before_crop: int = 4200
     crop_sides: tuple[int, int] = (384, 600)  # height and width are drawn from this range, each within the image
     flip_probability: float = 0.0  # mirrored images get left and right swapped in their caption
+    vertical_flip_probability: float = 0.0  # upside down; captions stay as they are
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ def augment(image: Tensor, boxes: Tensor, config: Augmentation, generator: np.ra
         width = image.shape[2]
         image = image.flip(2)
         boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+    if config.vertical_flip_probability and generator.random() < config.vertical_flip_probability:
+        height = image.shape[1]
+        image = image.flip(1)
+        boxes = torch.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], dim=1)
     if generator.random() < config.crop_probability:
         scale = (_choose(config.short_sides_before_crop, generator), config.longest_side_before_crop)
         image, boxes, scale_factor = _resize(image, boxes, scale)

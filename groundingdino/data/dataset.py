@@ -1,5 +1,6 @@
 """Training samples: an annotation entry, its image, an augmentation and a prompt, all decided by (seed, draw)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,27 @@ class TrainingSource:
     images: Path
     name: str = "refcoco"
     weight: float = 1.0  # how many times an epoch shows each entry; see BatchPlan
+    repeat_threshold: float = 0.0  # of detection data: see `repeats`
+
+    def repeats(self) -> np.ndarray | None:
+        """How many times each entry is shown, (n,) int64, so that rare categories are seen; None for each once.
+
+        The largest sqrt(threshold / share of the images with the category) over the categories of an image, at least
+        1 and rounded up: LVIS' repeat factors (Gupta et al. 2019) as in mmdet's `ClassBalancedDataset`.
+        """
+        if self.repeat_threshold <= 0 or self.annotations.label_map is None:
+            return None
+        of_entry = [self._categories(index) for index in range(len(self.annotations))]
+        labels, counts = np.unique(np.concatenate([*of_entry, np.zeros(0, np.int64)]), return_counts=True)
+        factors = np.sqrt(self.repeat_threshold * len(of_entry) / counts)
+        factor = dict(zip(labels.tolist(), factors.tolist(), strict=True))
+        return np.array([math.ceil(max([1.0, *(factor[n] for n in own.tolist())])) for own in of_entry], np.int64)
+
+    def _categories(self, index: int) -> np.ndarray:
+        try:
+            return np.unique(self.annotations.entry(index).labels)
+        except ValueError:  # loading the sample will say so
+            return np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)

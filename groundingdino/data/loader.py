@@ -48,6 +48,7 @@ class TrainLoader:
 
     def __init__(self, dataset: GroundingDataset, plan: BatchPlan, options: LoaderOptions):
         self.plan = plan
+        self.dataset = dataset
         self._done = 0  # batches of this epoch that were yielded
         self._loader = DataLoader(
             _MessagesInsteadOfErrors(dataset),  # type: ignore[arg-type]
@@ -117,7 +118,8 @@ def build_train_loader(
     """
     portrait = [source.annotations.portrait for source in dataset.sources]
     weights = [source.weight for source in dataset.sources]
-    plan = BatchPlan(portrait, weights, options.batch_size, (rank, world_size), dataset.seed)
+    repeats = [source.repeats() for source in dataset.sources]
+    plan = BatchPlan(portrait, weights, options.batch_size, (rank, world_size), dataset.seed, repeats)
     return TrainLoader(dataset, plan, options)
 
 

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def _repeated(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entry numbers, each as often as `times` says, and which repetition each is."""
+    entries = np.repeat(np.arange(len(times)), times)
+    first = np.repeat(np.cumsum(times) - times, times)
+    return entries, np.arange(len(entries)) - first
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One sample of an epoch; with the seed it decides everything random about the sample."""
@@ -33,6 +40,7 @@ class BatchPlan:
         batch_size: samples of one rank's batch.
         shard: rank of this process, and number of processes.
         seed: of the shuffling.
+        repeats: per source, (n,) how many times its entries are shown, before `weights`; None for each once.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class BatchPlan:
         batch_size: int,
         shard: tuple[int, int] = (0, 1),
         seed: int = 0,
+        repeats: Sequence[np.ndarray | None] | None = None,
     ):
         if len(portrait) != len(weights) or not portrait:
             raise ValueError(f"expected one weight for each of the {len(portrait)} sources, got {len(weights)}")
@@ -54,7 +63,12 @@ class BatchPlan:
         self.epoch, self.start = 0, 0  # what the next iteration yields: `epoch` from batch `start` of this rank
         self._portrait = np.concatenate(portrait)
         self.sizes, self._weights = tuple(len(flags) for flags in portrait), list(weights)
-        counts = [round(size * weight) for size, weight in zip(self.sizes, weights, strict=True)]
+        repeats = repeats or [None] * len(weights)
+        self._entries = [
+            (np.arange(size), np.zeros(size, np.int64)) if times is None else _repeated(times)
+            for size, times in zip(self.sizes, repeats, strict=True)
+        ]
+        counts = [round(len(e[0]) * weight) for e, weight in zip(self._entries, weights, strict=True)]
         self._num_batches = max(1, -(-sum(counts) // (batch_size * self.world_size)))
 
     def __len__(self) -> int:
@@ -84,15 +98,15 @@ class BatchPlan:
     def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """What an epoch holds, by weight, in no order yet."""
         indices, copies, first = [], [], 0
-        for size, weight in zip(self.sizes, self._weights, strict=True):
-            count = round(size * weight)
-            whole, rest = divmod(count, size) if size else (0, 0)
-            chosen = [np.arange(size)] * whole
+        for size, weight, (entries, numbers) in zip(self.sizes, self._weights, self._entries, strict=True):
+            count = round(len(entries) * weight)
+            whole, rest = divmod(count, len(entries)) if size else (0, 0)
+            chosen = [np.arange(len(entries))] * whole
             if rest:
-                chosen.append(generator.choice(size, rest, replace=False))
+                chosen.append(generator.choice(len(entries), rest, replace=False))
             for copy, part in enumerate(chosen):
-                indices.append(part + first)
-                copies.append(np.full(len(part), copy))
+                indices.append(entries[part] + first)
+                copies.append(numbers[part] + copy * (numbers.max() + 1))
             first += size
         if not indices:
             raise ValueError("the source weights leave no sample in an epoch")

@@ -91,15 +91,20 @@ def split(
     if len(splits) > 1:
         raise ValueError(f"{source}: split already ({', '.join(splits)}); choose one of them to split further")
     (reading,) = splits.values()
-    planned = plan(reading, shares, seed)
-    declared = None if reading.is_grounding() else reading.categories
-    parts = {
-        name: replace(reading, declared=declared, entries=_part(reading, planned, number))
-        for number, name in enumerate(planned.names)
-    }
+    parts = part(reading, shares, seed)
     to = registry.writable_format(reading)
     place: PlaceImages = "link" if to in ("yolo", "voc") else "leave"
     return WRITERS[to](parts, target, place)
+
+
+def part(reading: Reading, shares: Sequence[float], seed: int = 0) -> dict[str, Reading]:
+    """The parts of a data set by name (train, val, test), with the same categories; see `plan`."""
+    planned = plan(reading, shares, seed)
+    declared = None if reading.is_grounding() else reading.categories
+    return {
+        name: replace(reading, declared=declared, entries=_part(reading, planned, number))
+        for number, name in enumerate(planned.names)
+    }
 
 
 def _part(reading: Reading, planned: SplitPlan, number: int) -> Callable[[], Iterator[AnnotatedImage]]:

@@ -29,10 +29,11 @@ def read_document(path: Path, *lists: str) -> dict[str, Any]:
     return document
 
 
-def image_file(folder: Path, image: Mapping[str, Any], path: Path) -> ImageFile:
-    """The file of an `images` entry. ValueError if its name leaves the folder."""
+def image_file(folder: Path, image: Mapping[str, Any], path: Path, allow_outside: bool = False) -> ImageFile:
+    """The file of an `images` entry. ValueError if its name leaves the folder and may not."""
     name = image.get("file_name")
-    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+    outside = isinstance(name, str) and not allow_outside and (Path(name).is_absolute() or ".." in Path(name).parts)
+    if not isinstance(name, str) or not name or outside:
         raise ValueError(f"{path}: image {image.get('id')}: file name {name!r} is not below the image folder")
     match image:
         case {"width": int(width), "height": int(height)} if width > 0 and height > 0:

@@ -92,18 +92,22 @@ class CocoDetection:
     images: Path
     path: Path  # of the annotation file, for messages
     names_per_caption: int | None = None  # None: as many as its tokens allow
+    allow_outside: bool = False  # file names may be absolute or leave the folder
 
     @classmethod
-    def load(cls, path: Path, images: Path, split: CategorySplit | None = None) -> "CocoDetection":
+    def load(
+        cls, path: Path, images: Path, split: CategorySplit | None = None, *, allow_outside: bool = False
+    ) -> "CocoDetection":
         """Of an annotation file and the folder of its images. ValueError if it is not such a file."""
         document = read_document(path, "images", "annotations", "categories")
-        return cls(CocoTruth.from_document(document, split), images, path)
+        return cls(CocoTruth.from_document(document, split), images, path, allow_outside=allow_outside)
 
     def questions(self) -> Sequence[Question]:
         """Each image with the names of all categories as mmdet prompts them."""
         prompts = (Categories(self.truth.names, self.names_per_caption),)
         images = self.truth.document["images"]
-        return [Question(image_file(self.images, image, self.path), prompts, (image["id"],)) for image in images]
+        files = [image_file(self.images, image, self.path, self.allow_outside) for image in images]
+        return [Question(file, prompts, (image["id"],)) for file, image in zip(files, images, strict=True)]
 
     def score(self, answers: Iterable[ImageAnswer]) -> Figures:
         """See `score`."""

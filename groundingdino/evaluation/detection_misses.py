@@ -37,8 +37,8 @@ def save_detection_misses(protocol: DrawableProtocol, answers: Path, folder: Pat
     for place, (missed, image_id, answer) in enumerate(worst, start=1):
         file, boxes, labels, names = protocol.picture(image_id)
         shown = answer.scores >= SHOWN_SCORE
-        truth = _detections(boxes, np.ones(len(boxes)), labels, names)
-        found = _detections(answer.boxes[shown], answer.scores[shown], answer.labels[shown], names)
+        truth = as_detections(boxes, np.ones(len(boxes)), labels, names)
+        found = as_detections(answer.boxes[shown], answer.scores[shown], answer.labels[shown], names)
         path = folder / f"{place:03d}_missed{missed}_image{image_id}.png"
         draw_comparison(open_image(file), truth, found).save(path)
         paths.append(path)
@@ -56,8 +56,12 @@ def _misses(protocol: DrawableProtocol, answers: Iterable[ImageAnswer]) -> Itera
             yield missed, answer.image_id, answer
 
 
-def _detections(boxes: Floats, scores: Floats, labels: Integers, names: tuple[str, ...]) -> Detections:
+def as_detections(boxes: Floats, scores: Floats, labels: Integers, names: tuple[str, ...]) -> Detections:
+    """Boxes (K, 4) xyxy with their scores (K,) and labels (K,), for drawing; `names` has one per label."""
     rows = [torch.from_numpy(np.array(column)) for column in (boxes, scores, labels)]
     return Detections(
-        rows[0].float(), rows[1].float(), rows[2].long(), tuple(names[label] for label in labels.tolist())
+        rows[0].float().reshape(-1, 4),
+        rows[1].float(),
+        rows[2].long(),
+        tuple(names[label] for label in labels.tolist()),
     )

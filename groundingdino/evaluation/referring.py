@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from groundingdino.data.annotations import ReferringExpression
 from groundingdino.evaluation import metrics, runner
 from groundingdino.evaluation.annotation_file import ImageFile
-from groundingdino.evaluation.answers import ImageAnswer
+from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers
 from groundingdino.evaluation.runner import Evaluation, EvaluationOptions, Question
 from groundingdino.inference.prompts import Referring, Scoring
 from groundingdino.inputs import noun_phrases
@@ -60,6 +61,12 @@ class ReferringProtocol:
             ids=tuple(indices),
             where=f"wanted by images entry {self.expressions[indices[0]].number} of the annotations",
         )
+
+    def picture(self, image_id: int) -> tuple[Path, Floats, Integers, tuple[str, ...]]:
+        """For pictures: the file, its annotated box (1, 4), the label of its only name (1,), and the caption."""
+        expression = self.expressions[image_id]
+        box = np.array([expression.box], np.float64)
+        return self.images / expression.file_name, box, np.zeros(1, np.int64), (expression.caption,)
 
     def score(self, answers: Iterable[ImageAnswer]) -> ReferringFigures:
         """Precision@k of each data set, and the AP over all."""

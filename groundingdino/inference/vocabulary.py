@@ -3,7 +3,8 @@
     vocabulary = read_vocabulary("names.yaml")  # or names.txt, coco, lvis, objects365, v3det, odinw/pothole
     found = predictor.predict("photo.jpg", vocabulary)
 
-names.txt has a name a line. names.yaml is a list, in which an entry is a name, or a name with more:
+names.txt has a name a line. names.yaml is a list, in which an entry is a name, or a name with more,
+or an object, in which a name has its prompts (RBC: red blood cell). A list:
 
     - bicycle
     - name: forklift
@@ -180,6 +181,9 @@ def _lines(path: Path) -> Vocabulary:
 def _entries(document: Any) -> tuple[Name, ...]:
     if isinstance(document, dict) and set(document) == {"names"}:
         document = document["names"]
+    if isinstance(document, dict) and not all(isinstance(prompts, dict) for prompts in document.values()):
+        texts = {name: prompts if isinstance(prompts, list) else [prompts] for name, prompts in document.items()}
+        document = [{"name": name, "prompts": prompts} for name, prompts in texts.items()]
     if not isinstance(document, list):
         raise ValueError(f"expected a list of names, got {type(document).__name__}")
     return tuple(_entry(number, entry) for number, entry in enumerate(document, start=1))

@@ -29,7 +29,7 @@ def lr_multiplier(name: str, multipliers: dict[str, float]) -> float:
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Stop the training of the named children: no gradients, and evaluation mode, so no drop path either.
+    """Stop the training of the named parts: no gradients, and evaluation mode, so no drop path either.
 
     ValueError names a part that the model does not have. `train_mode` keeps them in evaluation mode.
     """
@@ -45,10 +45,11 @@ def train_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
 
 
 def _child(model: nn.Module, part: str) -> nn.Module:
-    children = dict(model.named_children())
-    if part not in children:
-        raise ValueError(f"cannot freeze {part!r}: the model's parts are {', '.join(children)}")
-    return children[part]
+    try:
+        return model.get_submodule(part)
+    except AttributeError as error:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"cannot freeze {part!r}: the model's parts are {parts}") from error
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.AdamW:

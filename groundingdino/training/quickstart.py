@@ -13,7 +13,7 @@ from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
 from groundingdino.runtime.files import write_text
 from groundingdino.training.trainer import FitResult
-from groundingdino.training.validation import DECIDING, Assessor
+from groundingdino.training.validation import Assessor
 
 HELD_OUT = "testA"  # a split that nothing was chosen by
 SHUFFLED = "mdetr_annotations/finetune_refcoco_testA_shuffled.json"
@@ -55,7 +55,7 @@ def report(config: TrainConfig, world: World, result: FitResult) -> dict[str, fl
     model = model_file.load_detector(result.files["best"], world.device)
     figures = Assessor(asked).assess(model).figures
     chance = json.loads((config.data.root / SUMMARY_FILE).read_text())["splits"][HELD_OUT]["chance"]
-    found = {name: values[DECIDING] for name, values in figures.items()} | {"chance": chance}
+    found = {name: values["precision@1"] for name, values in figures.items()} | {"chance": chance}
     logger.info(
         f"Precision@1 on held-out scenes: {found['held-out']:.3f}; with the captions shuffled among the images: "
         f"{found['shuffled']:.3f}; any object at random: {chance:.3f}"

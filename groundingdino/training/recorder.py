@@ -19,6 +19,8 @@ from torch import Tensor
 from groundingdino.runtime.files import atomic_file
 from groundingdino.training.run_folder import RunFolder
 
+PLOTTED = ("precision@", "AP", "F1_score", "N_acc")  # beginnings of figures' names
+
 
 @dataclass(frozen=True)
 class StepValues:
@@ -155,7 +157,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 def plot_curves(folder: RunFolder) -> Path | None:
-    """Plot losses and Precision@k over the steps of `metrics.jsonl` into `curves.png`. None without any step."""
+    """Plot losses, Precision@k and AP over the steps of `metrics.jsonl` into `curves.png`. None without any step."""
     from matplotlib.figure import Figure  # slow to import, needed once
 
     rows = read_metrics(folder.metrics)
@@ -173,7 +175,7 @@ def plot_curves(folder: RunFolder) -> Path | None:
     left.legend()
     for split in evaluations[0]["evaluation"] if evaluations else ():
         for name, value in evaluations[0]["evaluation"][split].items():
-            if isinstance(value, float) and name.startswith("precision@"):
+            if isinstance(value, float) and name.startswith(PLOTTED):
                 points = [(r["step"], r["evaluation"].get(split, {}).get(name)) for r in evaluations]
                 right.plot(*zip(*points, strict=True), marker="o", label=f"{split} {name}")
     right.set(xlabel="step", ylim=(0, 1), title="evaluation")

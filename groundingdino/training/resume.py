@@ -14,6 +14,7 @@ from groundingdino.config import TrainConfig, train_config_to_dict
 FIXED = (
     "model",
     "init_from",
+    "text_from",
     "freeze",
     "lora",
     "seed",
@@ -34,6 +35,7 @@ class Position:
     unevaluated: bool  # an evaluation is due before the next step
     best: float  # best deciding figure so far, -1 without any
     problems: int  # bad samples that were skipped or repaired, in this process
+    stale: int = 0  # evaluations since the best one
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from groundingdino.checkpoints import model_file
+from groundingdino.checkpoints.bert import read_bert
 from groundingdino.checkpoints.hub import resolve
+from groundingdino.checkpoints.messages import some
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
 from groundingdino.data import (
     Augmentation,
@@ -21,6 +23,7 @@ from groundingdino.data import (
     load_training,
     padding_for,
 )
+from groundingdino.data.formats.record import ReadOptions
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices
 from groundingdino.runtime.distributed import World
@@ -31,16 +34,29 @@ logger = logging.getLogger(__name__)
 
 
 def initial_model(config: TrainConfig) -> GroundingDINO:
-    """The model a new run starts with: `config.init_from`'s weights and sizes, or fresh ones of `config.model`.
+    """The model a new run starts with: `config.init_from`'s weights and sizes, or fresh ones of `config.model`, with
+    the BERT of `config.text_from`.
 
     Drop path and dropout always come from `config`. Other programs' weights are converted first, into the cache, once.
     ValueError in one line for weights that are missing or of another model.
     """
     if config.init_from is None:
-        return build_detector(config.model)
+        return _fresh_model(config)
     loaded = model_file.load_detector(_initial_checkpoint(config.init_from))
     model = build_detector(with_rates(loaded.config, config.model))
     model.load_state_dict(loaded.state_dict())
+    return model
+
+
+def _fresh_model(config: TrainConfig) -> GroundingDINO:
+    if config.text_from is None:
+        return build_detector(config.model)
+    text, weights = read_bert(config.text_from)
+    model = build_detector(dataclasses.replace(config.model, text=text))
+    problem = model.text_encoder.load_state_dict(weights, strict=False)
+    missing = [name for name in problem.missing_keys if not name.startswith("projection.")]
+    if missing or problem.unexpected_keys:
+        raise ValueError(f"{config.text_from}: lacks {some(missing)}, or has too much: {some(problem.unexpected_keys)}")
     return model
 
 
@@ -68,6 +84,7 @@ def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> Tr
         short_sides_before_crop=data.crop_from_sides,
         crop_sides=data.crop_sides,
         flip_probability=data.flip_probability,
+        vertical_flip_probability=data.vertical_flip_probability,
     )
     limits = SampleLimits(model.max_tokens, model.num_queries, model.num_labels)
     dataset = GroundingDataset(training_sources(data), augmentation, config.seed, data.on_bad_sample, limits)
@@ -85,38 +102,48 @@ def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> Tr
 def training_sources(data: DataConfig) -> list[TrainingSource]:
     """The training files with their folders, weights and label maps."""
     count = len(data.train_files)
-    images = _one_each("image_dirs", data.image_dirs, count)
-    weights = _one_each("sampling_weights", data.sampling_weights, count)
-    label_maps = _one_each("label_maps", data.label_maps or ("",), count)
+    images = one_each("image_dirs", data.image_dirs, count)
+    weights = one_each("sampling_weights", data.sampling_weights, count)
+    label_maps = one_each("label_maps", data.label_maps or ("",), count)
+    options = ReadOptions(allow_outside=data.allow_outside)
     return [
         TrainingSource(
-            load_training(data.root / file, data.root / labels if labels else None, data.on_bad_sample),
+            load_training(
+                data.root / file, data.root / labels if labels else None, data.on_bad_sample, options=options
+            ),
             images=data.root / folder,
             name=Path(file).stem,
             weight=weight,
+            repeat_threshold=data.repeat_threshold,
         )
         for file, folder, weight, labels in zip(data.train_files, images, weights, label_maps, strict=True)
     ]
 
 
-def _one_each(name: str, values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def one_each(name: str, values: tuple[Any, ...], count: int, files: str = "training files") -> tuple[Any, ...]:
+    """The values, a single one as often as there are files. ValueError for another number of them."""
     if len(values) == 1:
         return values * count
     if len(values) != count:
-        raise ValueError(f"data.{name} has {len(values)} entries for {count} training files; give one, or one for each")
+        raise ValueError(f"data.{name} has {len(values)} entries for {count} {files}; give one, or one for each")
     return values
 
 
 def missing_data(data: DataConfig) -> str | None:
     """One line that names missing data files, where they were searched and how to get them; None without any."""
-    folders = {data.root / folder for folder in (*data.image_dirs, data.evaluation_image_dir)}
+    folders = {data.root / folder for folder in (*data.image_dirs, *data.evaluation_image_dirs)}
     annotations = {data.root / file for file in (*data.train_files, *filter(None, data.label_maps))}
     annotations |= {data.root / file for _, file in data.evaluation}
     missing = sorted(str(path) for path in folders | annotations if not path.exists())
     if not missing:
         return None
+    source = ""
+    if any("mdetr_annotations" in file for file in data.train_files):
+        source = (
+            "images: COCO train2014 (http://images.cocodataset.org/zips/train2014.zip), annotations: MDETR's "
+            "mdetr_annotations.tar.gz (https://zenodo.org/records/4729015); "
+        )
     return (
-        f"data not found: {', '.join(missing)} (looked below {data.root.absolute()}); images: COCO train2014 "
-        "(http://images.cocodataset.org/zips/train2014.zip), annotations: MDETR's mdetr_annotations.tar.gz "
-        "(https://zenodo.org/records/4729015); another place: --data.root DIR; without any data: train.py quickstart"
+        f"data not found: {', '.join(missing)} (looked below {data.root.absolute()}); {source}another place: "
+        "--data.root DIR; without any data: train.py quickstart"
     )

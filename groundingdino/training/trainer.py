@@ -5,7 +5,7 @@ A run that was killed and resumed takes the very steps that the uninterrupted ru
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
 from groundingdino.training import optimizer as optim
 from groundingdino.training import random_state
+from groundingdino.training.callback import Callback
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner, group_batches
 from groundingdino.training.nonfinite import LossGuard
@@ -55,13 +56,19 @@ class FitResult:
     files: dict[str, Path] = field(default_factory=dict)  # what there is of "best", "final", "metrics", "curves", ...
 
 
-def fit(config: TrainConfig, world: World | None = None, stop: StopRequest | None = None) -> FitResult:
+def fit(
+    config: TrainConfig,
+    world: World | None = None,
+    stop: StopRequest | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> FitResult:
     """Train as `config` says, from the start or from a checkpoint.
 
     Args:
         config: everything the run depends on.
         world: this process's place; None picks it (and joins torchrun's process group).
         stop: asked after each step whether to end early.
+        callbacks: told how the run goes on.
 
     Raises:
         ValueError: something in the config, the data or the checkpoint that the user can fix, in one line.
@@ -71,7 +78,7 @@ def fit(config: TrainConfig, world: World | None = None, stop: StopRequest | Non
     """
     check_train_config(config)
     world = world or distributed.init(config.device)
-    trainer = Trainer(config, world, stop or StopRequest(config.max_time))
+    trainer = Trainer(config, world, stop or StopRequest(config.max_time), callbacks)
     try:
         return trainer.run()
     except RuntimeError as error:
@@ -86,8 +93,8 @@ def fit(config: TrainConfig, world: World | None = None, stop: StopRequest | Non
 class Trainer:
     """One run: its learner, its data, its files."""
 
-    def __init__(self, config: TrainConfig, world: World, stop: StopRequest) -> None:
-        self.config, self.world, self.stop = config, world, stop
+    def __init__(self, config: TrainConfig, world: World, stop: StopRequest, callbacks: Sequence[Callback]) -> None:
+        self.config, self.world, self.stop, self.callbacks = config, world, stop, callbacks
         self.folder = RunFolder(config.run_dir)
         resume = distributed.broadcast_object(self.folder.find_resume(config.resume))
         saved = None if resume is None else load_state(resume)
@@ -117,6 +124,8 @@ class Trainer:
             self._write_settings()
         distributed.barrier()
         total = self.steps_per_epoch * config.epochs
+        for callback in callbacks:
+            callback.on_start(self.learner, self.loader, total - self.position.step)
         self.bar = tqdm(
             total=total, initial=self.position.step, disable=not distributed.is_main(), unit="step", mininterval=1.0
         )
@@ -135,7 +144,8 @@ class Trainer:
         return model
 
     def _adapted_parts(self) -> tuple[str, ...]:
-        return tuple(part for part in lora.PARTS if part not in self.config.freeze)
+        frozen = {part.partition(".")[0] for part in self.config.freeze}
+        return tuple(part for part in lora.PARTS if part not in frozen)
 
     def _write_settings(self) -> None:
         """The resolved config and the environment into the run folder, and the figures that a user checks first."""
@@ -156,7 +166,7 @@ class Trainer:
         figures: Figures = {}
         if self.position.unevaluated:
             figures = self._evaluate()
-        while self.position.epoch < self.config.epochs:
+        while self.position.epoch < self.config.epochs and not self._is_stale():
             self._epoch()
             reason = self.stop.reason()
             if distributed.highest(STOP if reason is not None else GO_ON) == STOP:
@@ -164,6 +174,14 @@ class Trainer:
             if self.position.unevaluated:
                 figures = self._evaluate()
         return self._finish(figures)
+
+    def _is_stale(self) -> bool:
+        """Whether the figures have stopped rising, and the run shall end then."""
+        patience = self.config.early_stopping
+        stale = 0 < patience <= self.position.stale
+        if stale:
+            logger.info(f"stopped early: no better figure in {self.position.stale} evaluations")
+        return stale
 
     def _epoch(self) -> None:
         config, position = self.config, self.position
@@ -246,6 +264,8 @@ class Trainer:
             return
         if self.log is not None:
             speed = self.log.steps(steps)
+            for callback in self.callbacks:
+                callback.on_steps(steps, speed)
             last = steps[-1]
             self.bar.set_description(f"epoch {last.epoch + 1}/{self.config.epochs}", refresh=False)
             self.bar.set_postfix(loss=f"{last.terms['loss']:.3f}", images_per_s=f"{speed:.2f}", refresh=False)
@@ -287,20 +307,22 @@ class Trainer:
             model = self.learner.for_evaluation()
             found = self.assessor.assess(model)
             position.unevaluated = False
+            position.stale += 1
             if found.deciding > position.best:
-                position.best = found.deciding
+                position.best, position.stale = found.deciding, 0
                 if distributed.is_main():
                     self._save_model(self.folder.best, found.figures)
         if self.log is not None:
             self.log.evaluation(position.step, position.epoch, found.figures)
-            pictures = self.assessor.pictures(found, self.config.pictures)
+            for callback in self.callbacks:
+                callback.on_evaluation(position.step, position.epoch, found.figures)
+            pictures = self.assessor.pictures(found)
             for number, picture in enumerate(pictures):
                 self.log.picture(position.step, str(number), picture)
             if pictures:
                 tile(pictures, PICTURES_PER_ROW).save(self.folder.pictures)
-            for split, values in found.figures.items():
-                shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-                logger.info(f"epoch {position.epoch}, {split}: {shown}")
+            for line in found.lines():
+                logger.info(f"epoch {position.epoch}, {line}")
         if self.log is not None:
             self.log.skip_time()
         distributed.barrier()

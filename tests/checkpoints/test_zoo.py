@@ -5,7 +5,8 @@ import json
 import pytest
 
 from groundingdino.checkpoints import zoo
-from groundingdino.config import MODEL_PRESETS, refcoco
+from groundingdino.config import MODEL_PRESETS
+from groundingdino.training.recipes import refcoco
 
 
 def test_names_titles_and_files_are_unique():

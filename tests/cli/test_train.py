@@ -54,7 +54,7 @@ def test_flags_of_the_first_version_still_work() -> None:
     config = parse([*old, "--data.evaluation_images", "e"])[1]
     assert (config.run_dir, config.init_from, config.accumulation_steps) == (Path("r"), Path("a.pth"), 2)
     assert (config.data.train_files, config.data.image_dirs) == (("a.json",), ("i",))
-    assert (config.data.sampling_weights, config.data.evaluation_image_dir) == ((3.0,), "e")
+    assert (config.data.sampling_weights, config.data.evaluation_image_dirs) == ((3.0,), ("e",))
 
 
 def test_without_data_one_line_says_what_is_missing_where_and_how_to_get_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from training_runs import free_port, losses, scenes, small_config
 
 from groundingdino import load_model
 from groundingdino.cli import operator_report, selfcheck, tuning_report
-from groundingdino.config import BackboneConfig, ModelConfig, OptimizerConfig, TrainConfig, quickstart
+from groundingdino.config import BackboneConfig, ModelConfig, OptimizerConfig, TrainConfig
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.model.denoising import draw_noise
 from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
@@ -32,6 +32,7 @@ from groundingdino.runtime.tuning import Table
 from groundingdino.structures import to_device
 from groundingdino.training.learner import Learner
 from groundingdino.training.optimizer import adamw_options, finite_step
+from groundingdino.training.recipes import quickstart
 from groundingdino.training.trainer import fit
 
 HERE = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from groundingdino.config import quickstart
+from groundingdino.training.recipes import quickstart
 from groundingdino.training.trainer import fit
 
 SINGLE = "finetune_refcoco_train.json"

@@ -241,6 +241,8 @@ def encode(reading: Reading, entries: Iterable[AnnotatedImage]) -> Json:
             annotation.setdefault("id", len(annotations) + 1)
             annotations.append(annotation)
     document = _other_parts(reading.path) if original else {}
+    if reading.extra.get("renamed"):
+        document["categories"] = [{"id": number, "name": name} for number, name in reading.categories.items()]
     document.setdefault("info", {"description": f"converted from {reading.format}"})
     document |= {"images": images, "annotations": annotations}
     if not original:
