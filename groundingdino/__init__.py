@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from groundingdino.model import build_detector as build_detector
     from groundingdino.runtime.devices import tune_process as tune_process
     from groundingdino.structures import Detections as Detections
+    from groundingdino.training.callback import Callback as Callback
+    from groundingdino.training.finetune import finetune as finetune
 
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it here
 
@@ -49,6 +51,8 @@ _HOME_OF_NAME = {
     "to_supervision": "integrations.supervision",
     "tune_process": "runtime.devices",
     "Detections": "structures",
+    "Callback": "training.callback",
+    "finetune": "training.finetune",
 }
 
 __all__ = list(_HOME_OF_NAME)

@@ -70,7 +70,7 @@ class Arguments:
         return FRESH[self.fresh]()
 
 
-def task_of(arguments: Arguments) -> "Task":
+def task_of(arguments: Arguments, resume: str | None) -> "Task":
     """The arguments as the library takes them."""
     from groundingdino.data.formats.record import ReadOptions
     from groundingdino.inference.vocabulary import read_vocabulary, split_context
@@ -90,6 +90,7 @@ def task_of(arguments: Arguments) -> "Task":
         arguments.text_from,
         names,
         reading,
+        resume,
     )
 
 
@@ -112,7 +113,7 @@ def run(arguments: Sequence[str], prog: str) -> int:
     def job(world: "World", stop: "StopRequest") -> "FitResult":
         from groundingdino.training import finetune
 
-        prepared, config = finetune.plan(task_of(asked))
+        prepared, config = finetune.plan(task_of(asked, draft.resume))
         return finetune.run(with_flags(config, flags, prog), prepared, world, stop)[0]
 
     return train.train(draft, prog, job)

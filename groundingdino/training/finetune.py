@@ -18,6 +18,7 @@ from groundingdino.training.callback import Callback
 from groundingdino.training.estimate import Estimate
 from groundingdino.training.random_state import kept_random_states
 from groundingdino.training.recipes import DataSize
+from groundingdino.training.run_folder import RunFolder
 from groundingdino.training.stop import StopRequest
 from groundingdino.training.trainer import FitResult, fit
 from groundingdino.training.validation import Assessor, Figures
@@ -41,6 +42,7 @@ class Task:
     text_from: Path | None = None  # folder of a BERT for the text encoder of fresh weights
     names: Mapping[str, str] | None = None  # category -> what to call it
     reading: ReadOptions = ReadOptions()
+    resume: str | None = None  # see RunFolder.find_resume
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def finetune(
     """
     settings = dict(settings or {})
     world = distributed.init(settings.get("device", "auto"))
-    prepared, config = plan(Task(Path(data), model, Path(run_dir), epochs, names=names))
+    prepared, config = plan(Task(Path(data), model, Path(run_dir), epochs, names=names, resume=settings.get("resume")))
     with kept_random_states(world.device):
         result, figures = run(with_settings(config, settings), prepared, world, callbacks=callbacks)
     return FinetuneResult(load_model(best_of(result), str(world.device)), figures, result.run_dir, result.files)
@@ -90,6 +92,7 @@ def finetune(
 
 def plan(task: Task) -> tuple[Prepared, TrainConfig]:
     """Prepare the data in the run folder (in the main process), and choose the recipe that fits them."""
+    RunFolder(task.run_dir).find_resume(task.resume)  # refuses a folder whose data belong to another run
     prepared = None
     if distributed.is_main():
         folder = task.run_dir / "data"
@@ -150,7 +153,7 @@ def run(
         return result, result.figures
     tested = replace(_evaluated_on("test", config, prepared), pictures=0)
     found = Assessor(tested).assess(model_file.load_detector(best_of(result), world.device))
-    _log(f"best checkpoint, {line}" for line in found.lines())
+    _log(line if line.startswith(" ") else f"best checkpoint, {line}" for line in found.lines())
     return result, found.figures
 
 

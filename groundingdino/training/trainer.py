@@ -322,7 +322,7 @@ class Trainer:
             if pictures:
                 tile(pictures, PICTURES_PER_ROW).save(self.folder.pictures)
             for line in found.lines():
-                logger.info(f"epoch {position.epoch}, {line}")
+                logger.info(line if line.startswith(" ") else f"epoch {position.epoch}, {line}")
         if self.log is not None:
             self.log.skip_time()
         distributed.barrier()

@@ -57,10 +57,11 @@ class Assessment:
         return next(iter(first.values()), -1.0)
 
     def lines(self) -> Iterator[str]:
-        """The figures of each split in one line, and the table of its categories."""
+        """The figures of each split in one line, and a table of the AP of each of its categories, in percent."""
         for split, values in self.figures.items():
             yield f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            yield from reports.category_table(row for row in self.per_category[split] if not math.isnan(row[1]))
+            rows = [row for row in self.per_category[split] if not math.isnan(row[1])]
+            yield from (f"  {line}" for line in reports.category_table(rows))
 
 
 def load_protocol(path: Path, images: Path, allow_outside: bool = False) -> Protocol:
