@@ -87,10 +87,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert tops == {"groundingdino", f"groundingdino-{groundingdino.__version__}.dist-info"}
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "groundingdino").rglob("*.py")}
-    assets = {str(path.relative_to(ROOT)) for path in (ROOT / "groundingdino/inputs/assets").iterdir()}
+    folders = (ROOT / "groundingdino/inputs/assets", ROOT / "groundingdino/inference/vocabularies")
+    assets = {str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir()}
     package = {name for name in names if name.startswith("groundingdino/")}
     kernels = {name for name in package if name.startswith("groundingdino/ops/_cpu_kernels.") and name.endswith(".so")}
-    assert package - kernels == expected | assets | {"groundingdino/py.typed"}
+    assert package - kernels == expected | assets | {"groundingdino/py.typed", "groundingdino/cli/review.html"}
     assert len(kernels) == 1
     assert f"Version: {groundingdino.__version__}\n" in metadata and "License-Expression: Apache-2.0\n" in metadata
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]

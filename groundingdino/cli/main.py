@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model; `train quickstart` needs no data",
     "evaluate": "measure a checkpoint on annotated images",
     "predict": "find things in images",
+    "label": "label any number of images",
     "demo": "try a checkpoint in the browser",
     "serve": "answer over HTTP",
     "export": "write a model as ONNX",

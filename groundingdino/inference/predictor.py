@@ -6,7 +6,7 @@ Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from groundingdino.inference.prompts import (
     Spans,
     resolve,
 )
+from groundingdino.inference.tiles import Slice, Tiles, rank_slices, slice_image
 from groundingdino.inputs.images import DEFAULT_SCALE, each_image, is_one_image, load_image, resize_for_inference
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model.detector import GroundingDINO
@@ -154,6 +155,7 @@ class Predictor:
         nms: float | None = None,
         nms_per_label: bool = True,
         batch_size: int = 1,
+        tiles: Tiles | int | None = None,
     ) -> Detections | list[Detections]:
         """Find what one prompt, or one prompt per image, asks for.
 
@@ -172,6 +174,7 @@ class Predictor:
                 `nms_per_label` is False.
             batch_size: images that run together. Alone (1) an image's result depends on nothing but itself; in a
                 batch it is padded to the largest.
+            tiles: slice larger images into tiles, by `Tiles` or so many pixels a side; then images run one by one.
 
         Returns:
             `Detections` on the CPU, best first, for a single image; else a list, in order.
@@ -184,7 +187,8 @@ class Predictor:
         elif not (categories is phrases is spans is referring is None):
             raise ValueError("give prompts or one of categories, phrases, spans, referring, not both")
         single = is_one_image(images)
-        found = list(self.stream(images, prompts, keep, batch_size))
+        sliced = Tiles(tiles) if isinstance(tiles, int) else tiles
+        found = list(self.stream(images, prompts, keep, batch_size, sliced))
         return found[0] if single else found
 
     def stream(
@@ -193,22 +197,24 @@ class Predictor:
         prompts: Prompt | EncodedPrompt | Sequence[Prompt | EncodedPrompt],
         keep: DetectionFilter | None = None,
         batch_size: int = 1,
+        tiles: Tiles | None = None,
     ) -> Iterator[Detections]:
         """`predict` for any number of images, one batch at a time: images are opened when they are needed."""
         keep = keep or DetectionFilter()
+        groups: Iterator[list[Any]] = self._groups(images, batch_size) if tiles is None else self._sliced(images, tiles)
         if isinstance(prompts, Prompt | EncodedPrompt):
             (encoded,) = self._encode_prompts([prompts])
-            for group in self._groups(images, batch_size):
-                yield from self._detect([(image, encoded) for image in group], keep)
+            for group in groups:
+                yield from self._detect([(image, encoded) for image in group], keep, tiles)
             return
         _check_prompts(prompts)
         used = 0
-        for group in self._groups(images, batch_size):
+        for group in groups:
             own = self._encode_prompts(prompts[used : used + len(group)])
             used += len(group)
             if len(own) < len(group):
                 raise ValueError(f"{len(prompts)} prompts for more images: give one prompt, or one for each image")
-            yield from self._detect(list(zip(group, own, strict=True)), keep)
+            yield from self._detect(list(zip(group, own, strict=True)), keep, tiles)
         if used != len(prompts):
             raise ValueError(f"{len(prompts)} prompts for {used} images: give one prompt, or one for each image")
 
@@ -260,6 +266,13 @@ class Predictor:
         if waiting:
             yield self._encode_images(waiting)
 
+    def _sliced(self, images: Any, tiles: Tiles) -> Iterator[list[list[Slice]]]:
+        """Images one by one, each as its tiles."""
+        for image in each_image(images):
+            if isinstance(image, EncodedImage):
+                raise ValueError("an EncodedImage cannot be sliced into tiles: give the image")
+            yield [slice_image(load_image(image), tiles, self.scale)]
+
     def _encode_images(self, images: Sequence[Any]) -> list[EncodedImage]:
         return self.engine.encode_images([resize_for_inference(load_image(image), self.scale) for image in images])
 
@@ -270,11 +283,17 @@ class Predictor:
         return [p if isinstance(p, EncodedPrompt) else next(encoded) for p in prompts]
 
     def _detect(
-        self, pairs: Sequence[tuple[EncodedImage, EncodedPrompt]], keep: DetectionFilter
+        self, pairs: Sequence[tuple[Any, EncodedPrompt]], keep: DetectionFilter, tiles: Tiles | None = None
     ) -> Iterator[Detections]:
-        """One `Detections` for each pair, in order."""
+        """One `Detections` for each pair of an `EncodedImage`, or with tiles a list of `Slice`, and a prompt."""
         per_caption = max(TOP_K_PER_CAPTION, keep.top_k or 0)
-        for ranked, (_, prompt) in zip(self.engine.rank(pairs, per_caption), pairs, strict=True):
+        if tiles is None:
+            rankings = self.engine.rank(pairs, per_caption)
+        else:
+            rankings = chain.from_iterable(
+                rank_slices(self.engine, [slices], prompt, per_caption, tiles) for slices, prompt in pairs
+            )
+        for ranked, (_, prompt) in zip(rankings, pairs, strict=True):
             yield filter_detections(ranked, prompt.resolved, keep)
 
 

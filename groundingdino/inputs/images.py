@@ -6,6 +6,7 @@ What mmdet does with OpenCV is done here with Pillow and torch. An image is an u
 
 import contextlib
 import ctypes
+import io
 import os
 import threading
 import warnings
@@ -166,6 +167,11 @@ def open_image(path: Path | str) -> Image.Image:
         raise ValueError(str(error).replace(name, _printable(name))) from error
     with file:
         return _decoded(file, _printable(name))
+
+
+def decode_image(content: bytes, shown: str) -> Image.Image:
+    """`open_image` of a file's content, `shown` its name in messages."""
+    return _decoded(io.BytesIO(content), _printable(shown))
 
 
 def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:

@@ -105,6 +105,13 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
 
 
+def dump_yaml(document: object) -> str:
+    """Plain data as the text of a YAML document, in its own order."""
+    import yaml
+
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)  # type: ignore[no-any-return]
+
+
 @cache
 def _decoder(form: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(form, strict=False)  # "640" is a number, too: converters write such

@@ -273,6 +273,4 @@ def encode(entry: AnnotatedImage, class_of: Callable[[AnnotatedObject], int]) ->
 
 def encode_config(config: Mapping[str, Any]) -> bytes:
     """The text of data.yaml."""
-    import yaml
-
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()  # type: ignore[no-any-return]
+    return files.dump_yaml(dict(config)).encode()

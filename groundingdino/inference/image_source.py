@@ -1,0 +1,200 @@
+"""Images from folders, lists, tar shards, annotation files and videos as one stream of references.
+
+A reference says in a few words where an image is: it is written to a list, sent to other processes, and opened there.
+"""
+
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from PIL import Image
+
+from groundingdino.data.formats import registry
+from groundingdino.inputs.images import SUFFIXES, decode_image, open_image
+
+VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v"})
+LISTS = frozenset({".txt", ".lst"})
+
+
+class ImageRef(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """Where one image is."""
+
+    name: str  # below the root of the run, with "/"; of a tar shard or a video, "shard.tar/name.jpg", "film.mp4/000125"
+    file: str  # absolute path of the image, the tar shard or the video
+    offset: int = -1  # of a tar shard: the image's first byte
+    size: int = 0  # of a tar shard: its bytes
+    frame: int = -1  # of a video: its number from 0
+    image_id: int | str | None = None  # in the annotation file that names it
+
+
+def list_images(sources: Sequence[Path], every: int = 1) -> Iterator[ImageRef]:
+    """The images of all sources, in an order that does not depend on the file system.
+
+    Args:
+        sources: images; folders, with those below them; lists of paths (.txt), relative to the list; tar shards;
+            annotation files of any known format; videos.
+        every: of a video, take each `every`th frame from the first.
+    Raises:
+        ValueError: naming a source that is missing or of no such kind.
+    """
+    root = root_of(sources)
+    for source in sources:
+        yield from _refs(source.absolute(), root, every)
+
+
+def root_of(sources: Sequence[Path]) -> Path:
+    """The folder that names are below."""
+    places = {os.path.realpath(place) for source in sources for place in _places(source.absolute())}
+    return Path(os.path.commonpath(places))
+
+
+def open_ref(ref: ImageRef) -> Image.Image:
+    """The upright RGB image. ValueError, naming it, if it cannot be read to its end."""
+    if ref.frame >= 0:
+        return _video(ref.file).frame(ref.frame)
+    if ref.offset < 0:
+        return open_image(ref.file)
+    try:
+        with open(ref.file, "rb") as file:
+            file.seek(ref.offset)
+            return decode_image(file.read(ref.size), ref.name)
+    except OSError as error:
+        raise ValueError(f"{ref.file}: cannot be read ({error.strerror})") from error
+
+
+def is_annotations(source: Path) -> bool:
+    """Whether it is an annotation file, whose images are wanted."""
+    return source.suffix.lower() in (".json", ".jsonl")
+
+
+def _places(source: Path) -> Iterable[Path]:
+    """The folders that the names of a source must be below."""
+    if source.is_dir():
+        return (source,)
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file or folder")
+    if is_annotations(source):
+        return (registry.read(source).images,)
+    if source.suffix.lower() in LISTS:
+        common: str | None = None
+        for path in _listed(source):
+            own = os.path.realpath(path.parent)
+            common = own if common is None else os.path.commonpath((common, own))
+        if common is None:
+            raise ValueError(f"{source}: lists no image")
+        return (Path(common),)
+    return (source.parent,)
+
+
+def _refs(source: Path, root: Path, every: int) -> Iterator[ImageRef]:
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        yield from (_file(path, root) for path in _below(source))
+    elif is_annotations(source):
+        reading = registry.read(source)
+        seen: set[str] = set()  # an image may have several captions
+        for entry in reading:
+            if entry.usable and entry.file_name not in seen:
+                seen.add(entry.file_name)
+                ref = _file(reading.images.absolute() / entry.file_name, root)
+                image_id = entry.image_id if reading.format in ("coco", "lvis") else None
+                yield msgspec.structs.replace(ref, image_id=image_id)
+    elif suffix in LISTS:
+        yield from (_file(path, root) for path in _listed(source))
+    elif suffix == ".tar":
+        yield from _members(source, root)
+    elif suffix in VIDEOS:
+        name = _name(source, root)
+        for frame in range(0, count_frames(source), every):
+            yield ImageRef(f"{name}/{frame:06d}", str(source), frame=frame)
+    elif suffix in SUFFIXES:
+        yield _file(source, root)
+    else:
+        known = ", ".join(sorted({*SUFFIXES, *LISTS, *VIDEOS, ".tar", ".json"}))
+        raise ValueError(f"{source}: neither a folder nor of a kind that is known ({known})")
+
+
+def _file(path: Path, root: Path) -> ImageRef:
+    return ImageRef(_name(path, root), str(path))
+
+
+def _name(path: Path, root: Path) -> str:
+    """Below the root, by the real folder but the file's own name, which may be a link."""
+    return Path(os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), root)).as_posix()
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Image files of a folder and its subfolders, by name; hidden ones and links to folders aside."""
+    with os.scandir(folder) as entries:
+        inside = sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")
+    for name, is_folder in inside:
+        if is_folder:
+            yield from _below(folder / name)
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield folder / name
+
+
+def _listed(source: Path) -> Iterator[Path]:
+    with open(source, encoding="utf-8", errors="surrogateescape") as lines:
+        yield from (source.parent / line.strip() for line in lines if line.strip())
+
+
+def _members(source: Path, root: Path) -> Iterator[ImageRef]:
+    """Images of an uncompressed tar file in webdataset's layout; what else belongs to a sample is left alone."""
+    name = _name(source, root)
+    try:
+        with tarfile.open(source, "r:") as shard:
+            for member in shard:
+                shard.members = []  # type: ignore[attr-defined]  # else it remembers each
+                if member.isreg() and os.path.splitext(member.name)[1].lower() in SUFFIXES:
+                    yield ImageRef(f"{name}/{member.name}", str(source), member.offset_data, member.size)
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{source}: not an uncompressed tar file ({error})") from error
+
+
+class _Video:
+    """Frames of a video by rising numbers; a lower one starts it again."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._next = path, 0
+        self._frames = self._decode()
+
+    def frame(self, number: int) -> Image.Image:
+        if number < self._next:
+            self._next, self._frames = 0, self._decode()
+        for frame in self._frames:
+            self._next += 1
+            if self._next == number + 1:
+                return frame.to_image()  # type: ignore[no-any-return]
+        raise ValueError(f"{self._path}: frame {number} cannot be decoded")
+
+    def _decode(self) -> Iterator[Any]:
+        import av
+
+        try:
+            with av.open(self._path) as container:
+                yield from container.decode(video=0)
+        except (av.FFmpegError, IndexError) as error:
+            raise ValueError(f"{self._path}: not a readable video ({error})") from error
+
+
+@lru_cache(maxsize=1)
+def _video(path: str) -> _Video:
+    return _Video(path)
+
+
+def count_frames(source: Path) -> int:
+    """Of a video, from its packets, without decoding. ValueError for what is none, or without PyAV."""
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError('videos need PyAV: pip install "groundingdino[video]"') from error
+    try:
+        with av.open(str(source)) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{source}: not a readable video ({error})") from error

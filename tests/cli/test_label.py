@@ -1,0 +1,286 @@
+"""`groundingdino label`, run as a user would: every source and format, again, with other thresholds, and killed."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_cases import tiny_model
+from PIL import Image
+
+from groundingdino.checkpoints.model_file import save_detector
+from groundingdino.cli import label, loading
+from groundingdino.cli import main as command_line
+from groundingdino.data.formats import registry
+from groundingdino.inference.label_store import read_records
+from groundingdino.inference.predictor import load_model
+from groundingdino.inference.vocabulary import read_vocabulary
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = """
+- {name: animal, prompts: [cat, dog], negatives: [toy]}
+- {name: boat, threshold: 0.015}
+"""
+SMALL = ("--scale", "48", "64", "--device", "cpu", "--threshold", "0.03", "--keep-above", "0.01", "--workers", "0")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_detector(path, tiny_model(), {"groundingdino.source": json.dumps({"file": "mmdet_checkpoint.pth"})})
+    return path
+
+
+def write_images(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        pixels = rng.integers(0, 255, (48, 64 if number % 3 else 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, checkpoint, monkeypatch):
+    """A folder with photos/, names.yaml and the model, as the current one."""
+    write_images(tmp_path / "photos", 7)
+    (tmp_path / "names.yaml").write_text(NAMES)
+    (tmp_path / "tiny.safetensors").write_bytes(checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: object, names: str = "names.yaml") -> int:
+    return command_line.main(["label", *SMALL, "--names", names, *map(str, arguments)])
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_labels_are_what_the_predictor_finds_and_the_folder_shows_them(place, capsys):
+    (place / "photos" / "damaged.png").write_bytes(b"no image")
+    assert run("photos", "--out", "out", "--to", "jsonl", "--nms", "1", "--shard-size", "3") == 0
+    assert "8 images labelled: out/labels.jsonl, 1 could not be read: out/broken.jsonl" in capsys.readouterr().out
+    found = rows(place / "out" / "labels.jsonl")
+    assert [row["image"] for row in found] == [f"{number:03d}.png" for number in range(7)]
+    assert [row["image"] for row in rows(place / "out" / "broken.jsonl")] == ["damaged.png"]
+    predictor = load_model(place / "tiny.safetensors", "cpu", scale=(48, 64))
+    for row in found:
+        expected = predictor.predict(place / "photos" / row["image"], read_vocabulary("names.yaml"), threshold=0.03)
+        assert [one["name"] for one in row["detections"]] == list(expected.names)
+        np.testing.assert_allclose([one["box"] for one in row["detections"]], expected.boxes, atol=0.006)
+    assert len(list((place / "out" / "sample").glob("*.jpg"))) == 7
+    counts = json.loads((place / "out" / "scores.json").read_text())["counts"]
+    assert sum(counts["animal"]) == sum(one["name"] == "animal" for row in found for one in row["detections"]) > 0
+    assert ElementTree.parse(place / "out" / "scores.svg").getroot().tag.endswith("svg")
+
+
+def test_batches_by_shape_and_other_processes_decoding_change_nothing(place):
+    assert run("photos", "--out", "one", "--to", "jsonl") == 0
+    arguments = ["label", "photos", "--names", "names.yaml", "--out", "many", "--to", "jsonl", "--batch-size", "4"]
+    assert command_line.main([*arguments, *SMALL[:-1], "2", "--shard-size", "5"]) == 0
+    for ours, theirs in zip(rows(place / "one/labels.jsonl"), rows(place / "many/labels.jsonl"), strict=True):
+        assert ours["image"] == theirs["image"]
+        assert [one["name"] for one in ours["detections"]] == [one["name"] for one in theirs["detections"]]
+        for one, other in zip(ours["detections"], theirs["detections"], strict=True):
+            assert one["box"] == pytest.approx(other["box"], abs=0.02)
+            assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+def test_the_same_command_twice_does_nothing_and_others_need_rescore(place, capsys, monkeypatch):
+    assert run("photos", "--out", "out") == 0
+    before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*") if path.is_file()}
+    monkeypatch.setattr(loading, "load_predictor", lambda *_: pytest.fail("the model was loaded"))
+    capsys.readouterr()
+    assert run("photos", "--out", "out") == 0
+    assert "nothing to do: all 7 images" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*") if path.is_file()} == before
+
+    assert run("photos", "--out", "out", "--top-k", "1") == 2
+    assert "--rescore, or give another --out" in capsys.readouterr().err
+    assert run("--out", "out", "--top-k", "1", "--rescore") == 0
+    document = json.loads((place / "out" / "coco.json").read_text())
+    assert len(document["annotations"]) <= 7
+    assert run("--out", "out", "--rescore", "--to", "jsonl", names="coco") == 2
+    assert "did not ask for 'person': start a new one" in capsys.readouterr().err
+    (place / "fewer.txt").write_text("toy\ncat\n")  # a negative becomes a name
+    assert run("--out", "out", "--rescore", "--to", "jsonl", names="fewer.txt") == 0
+    assert {one["name"] for row in rows(place / "out/labels.jsonl") for one in row["detections"]} <= {"toy", "cat"}
+    assert run("--out", "out", "--rescore", "--threshold", "0.001") == 2
+    assert "below 0.01, the least score that was stored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc", "odvg"])
+def test_every_format_is_read_back_with_the_same_boxes(place, to):
+    assert run("photos", "--out", "out", "--to", "jsonl") == 0
+    assert run("photos", "--out", "out", "--to", to) == 0
+    reading = registry.read(place / "out" / {"coco": "coco.json", "odvg": "odvg.jsonl"}.get(to, to))
+    expected = {row["image"]: row["detections"] for row in rows(place / "out" / "labels.jsonl")}
+    found = {entry.file_name.split("/")[-1]: entry for entry in reading}
+    assert len(found) == 7
+    for name, entry in found.items():
+        wanted = [one for one in expected[name]]
+        assert len(entry.objects) == len(wanted)
+        for thing, one in zip(entry.objects, wanted, strict=True):
+            assert thing.name == one["name"] and thing.box == pytest.approx(one["box"], abs=0.01)
+    if to == "yolo":
+        scores = (place / "out/yolo/scores/000.txt").read_text().split()
+        assert len(scores) == len(expected["000.png"])
+
+
+def test_label_studio_gets_tasks_with_scored_predictions(place):
+    assert run("photos", "--out", "out", "--to", "labelstudio") == 0
+    tasks = json.loads((place / "out" / "labelstudio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d={n:03d}.png" for n in range(7)]
+    results = [result for task in tasks for result in task["predictions"][0]["result"]]
+    assert results and all(0 <= result["value"]["x"] <= 100 and 0 < result["score"] <= 1 for result in results)
+    assert {result["value"]["rectanglelabels"][0] for result in results} <= {"animal", "boat"}
+
+
+def test_tar_shards_and_tiles(place):
+    with tarfile.open("shard.tar", "w") as shard:
+        for path in sorted((place / "photos").iterdir()):
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            shard.addfile(member, io.BytesIO(path.read_bytes()))
+    assert run("shard.tar", "--out", "tar", "--to", "jsonl") == 0
+    assert run("photos", "--out", "plain", "--to", "jsonl", "--tiles", "64") == 0  # every image is one tile
+    tar, plain = rows(place / "tar/labels.jsonl"), rows(place / "plain/labels.jsonl")
+    assert [row["detections"] for row in tar] == [row["detections"] for row in plain]
+    assert run("shard.tar", "--out", "tar", "--to", "yolo") == 0
+    assert run("photos", "--out", "tiled", "--to", "jsonl", "--tiles", "40", "--merge", "fusion") == 0
+    assert rows(place / "tiled/labels.jsonl") != plain
+
+
+def test_a_coco_file_keeps_its_ids(place):
+    images = [{"id": 100 + n, "file_name": f"{n:03d}.png", "width": 64, "height": 48} for n in range(2)]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (place / "photos" / "gold.json").write_text(json.dumps(document))
+    assert run("photos/gold.json", "--out", "out") == 0
+    written = json.loads((place / "out" / "coco.json").read_text())
+    assert [image["id"] for image in written["images"]] == [100, 101]
+    assert {one["image_id"] for one in written["annotations"]} == {100, 101}
+    assert all(one["score"] >= 0.015 for one in written["annotations"])
+
+
+def test_thresholds_are_picked_on_labelled_images(place, capsys):
+    assert run("photos", "--out", "out", "--threshold", "0.05") == 0
+    assert run("--threshold-from", "out/coco.json", "--out", "gold") == 0
+    printed = capsys.readouterr().out
+    assert "animal: " in printed and "threshold of the highest F1: " in printed and "(F1 100.0%)" in printed
+    chosen = read_vocabulary("gold/names.yaml")
+    assert chosen.shown == ("animal", "boat") and chosen.names[0].negatives == ("toy",)
+    before = json.loads((place / "out" / "coco.json").read_text())["annotations"]
+    assert run("--out", "gold", "--rescore", names="gold/names.yaml") == 0
+    after = json.loads((place / "gold" / "coco.json").read_text())["annotations"]
+    assert [one["bbox"] for one in after if one["category_id"] == 1] == [
+        one["bbox"] for one in before if one["category_id"] == 1
+    ]  # the labels that the thresholds were picked from are found again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos"], "give --names and --out"),
+        (["--out", "out", "--names", "names.yaml"], "no image given"),
+        (["photos", "--out", "out", "--names", "cats"], "cats: no such file, nor a packaged list"),
+        (["nowhere", "--out", "out", "--names", "coco"], "nowhere: no such file or folder"),
+        (["photos", "--out", "out", "--names", "coco", "--tiles", "8"], "tiles of 8 pixels"),
+        (["photos", "--out", "out", "--names", "coco", "--every", "0"], "--every 0"),
+        (["photos", "--out", "out", "--names", "coco", "--nms", "2"], "nms 2.0 is an IoU"),
+        (["photos", "--out", "out", "--names", "coco", "--batch-size", "0"], "batch_size 0"),
+        (["photos", "--out", "out", "--names", "coco", "--keep-above", "3"], "keep_above 3.0"),
+        (["--out", "out", "--names", "coco", "--rescore"], "out: no labelling run"),
+        (["--review", "nowhere"], "nowhere: no labelling run"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(place, capsys, arguments, message):
+    assert command_line.main(["label", *arguments, "--device", "cpu"]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def command(*more: str) -> list[str]:
+    return [sys.executable, "-m", "groundingdino", "label", *SMALL, "--names", "names.yaml", "photos", *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def records(out: Path) -> int:
+    """Bytes of what the workers have found so far."""
+    return sum(path.stat().st_size for path in (out / "shards").glob("0*") if path.suffix != ".done")
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_no_image_is_lost_or_labelled_twice(place):
+    (place / "photos").rename(place / "few")
+    write_images(place / "photos", 60)
+    arguments = [*SMALL, "--names", "names.yaml", "photos", "--out", "killed", "--to", "jsonl", "--shard-size", "8"]
+    log = []
+    for _ in range(6):
+        before, patience = records(place / "killed"), time.monotonic() + 60
+        process = multiprocessing.get_context("fork").Process(target=command_line.main, args=(["label", *arguments],))
+        process.start()
+        while process.is_alive() and records(place / "killed") <= before + 2000 and time.monotonic() < patience:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        log.append((process.exitcode, records(place / "killed")))
+    print("exit code and bytes of records after each kill:", log)
+    assert {code for code, _ in log} == {-signal.SIGKILL} and not (place / "killed" / "labels.jsonl").exists()
+    assert command_line.main(["label", *arguments]) == 0
+    assert run("photos", "--out", "whole", "--to", "jsonl") == 0
+    assert (place / "killed/labels.jsonl").read_bytes() == (place / "whole/labels.jsonl").read_bytes()
+    files = [path for path in (place / "killed/shards").iterdir() if path.suffix != ".done"]
+    positions = sorted(record.position for path in files for record in read_records(path))
+    assert positions == list(range(60))  # no image was labelled twice
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_of_which_one_is_killed_and_restarted(place):
+    (place / "photos").rename(place / "few")
+    write_images(place / "photos", 60)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1", "--standalone"]
+    arguments = [*command("--out", "ranks", "--to", "jsonl", "--shard-size", "4")[1:]]
+    process = subprocess.Popen([*launcher, *arguments], env=environment(), stderr=subprocess.PIPE, text=True)
+    owners: set[int] = set()
+    while len(owners) < 2 and process.poll() is None:
+        claims = [path for path in (place / "ranks" / "shards").glob("0*.0")]
+        owners = {json.loads(line)["process"] for path in claims if (line := path.read_bytes().partition(b"\n")[0])}
+        time.sleep(0.002)
+    os.kill(max(owners), signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    subprocess.run(command("--out", "whole", "--to", "jsonl"), env=environment(), check=True)
+    assert (place / "ranks/labels.jsonl").read_bytes() == (place / "whole/labels.jsonl").read_bytes()
+    assert len(owners) == 2
+
+
+@pytest.mark.slow
+def test_ray_labels_as_one_process_does(place):
+    pytest.importorskip("ray.data")
+    subprocess.run(
+        command("--out", "ray", "--to", "jsonl", "--shard-size", "2", "--ray", "local"), env=environment(), check=True
+    )
+    subprocess.run(command("--out", "whole", "--to", "jsonl"), env=environment(), check=True)
+    assert (place / "ray/labels.jsonl").read_bytes() == (place / "whole/labels.jsonl").read_bytes()
+
+
+def test_the_arguments_of_a_job_do_not_depend_on_the_folder_that_it_runs_in(place):
+    from groundingdino.cli.label_ray import everywhere
+
+    arguments = label.Arguments((Path("photos"),), names="names.yaml", out=Path("out"), ray="auto")
+    assert everywhere(arguments).images == (place / "photos",)
+    assert everywhere(arguments).names == str(place / "names.yaml") and everywhere(arguments).out == place / "out"
