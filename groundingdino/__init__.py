@@ -9,6 +9,7 @@ from groundingdino.runtime import bootstrap, other_distributions
 if TYPE_CHECKING:
     from groundingdino.config import MODEL_PRESETS as MODEL_PRESETS
     from groundingdino.config import ModelConfig as ModelConfig
+    from groundingdino.inference.learned_prompt import LearnedPrompt as LearnedPrompt
     from groundingdino.inference.predictor import Predictor as Predictor
     from groundingdino.inference.predictor import load_model as load_model
     from groundingdino.inference.prompts import Categories as Categories
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from groundingdino.structures import Detections as Detections
     from groundingdino.training.callback import Callback as Callback
     from groundingdino.training.finetune import finetune as finetune
+    from groundingdino.training.learn_prompt import PromptLearning as PromptLearning
+    from groundingdino.training.learn_prompt import learn_prompt as learn_prompt
 
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it here
 
@@ -53,6 +56,9 @@ _HOME_OF_NAME = {
     "Detections": "structures",
     "Callback": "training.callback",
     "finetune": "training.finetune",
+    "LearnedPrompt": "inference.learned_prompt",
+    "PromptLearning": "training.learn_prompt",
+    "learn_prompt": "training.learn_prompt",
 }
 
 __all__ = list(_HOME_OF_NAME)

@@ -30,6 +30,8 @@ class Arguments:
     """cpu, cuda, cuda:1, npu, ..."""
     precision: loading.Precision = "fp32"
     """of weights and arithmetic; -mixed keeps the weights in float32"""
+    learned: tuple[Path, ...] = ()
+    """files of learned prompts; a category that is called as one of them is looked for by it"""
     batch: int = 8
     """most requests answered together; 1: an answer depends on its image only"""
     queue: int = 64
@@ -60,7 +62,7 @@ def serve(arguments: Arguments) -> int:
     predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision)
     limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
     uvicorn.run(
-        build_app(predictor, limits),
+        build_app(predictor, limits, arguments.learned),
         host=arguments.host,
         port=arguments.port,
         log_level="warning",

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from groundingdino.inference.learned_prompt import SUFFIX, LearnedPrompt, read_learned_prompt
 from groundingdino.inference.vocabulary import Vocabulary, split_context
 from groundingdino.inputs import noun_phrases, text
 
@@ -30,7 +31,8 @@ class Categories:
     """Any number of names, each looked for by itself; label = index in the list, also where two names are equal.
 
     A single string must separate them by ".", as in "cat . remote control ."; "." and "?" inside a name of a list
-    split that name's attention, as in mmdet. A list that is too long for one caption is split into several: as many
+    split that name's attention, as in mmdet. A name of a list that ends in ".prompt" is the file of a learned prompt,
+    which stands for its name (`learned_prompt`). A list that is too long for one caption is split into several: as many
     names as fit, or at most `names_per_caption` (mmdet's `chunked_size`: 40 in its LVIS figures).
     """
 
@@ -81,6 +83,7 @@ class CaptionChunk:
     positive_map: Tensor | None  # (C, T) bool; None = the best of all tokens
     first_label: int  # of this caption's C
     sides: tuple[str, ...] = ()  # of SIDES: boxes near them are preferred, see `postprocess.side_bonus`
+    learned: tuple[tuple[int, LearnedPrompt], ...] = ()  # row of the positive map: whose tokens it marks
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,17 @@ def _names(names: object) -> list[str]:
 
 
 def _resolve_categories(prompt: Categories, tokenizer: text.CaptionTokenizer, max_tokens: int) -> ResolvedPrompt:
-    names = _names(prompt.names)
+    given = _names(prompt.names)
+    learned = {index: read_learned_prompt(name) for index, name in enumerate(given) if name.endswith(SUFFIX)}
+    names = [learned[index].name if index in learned else name for index, name in enumerate(given)]
     text.category_prompt(names)  # refuses empty lists and names by themselves, before they are counted
     _warn_of_unreadable(names, tokenizer)
     chunks = []
     for part in text.split_by_tokens(names, tokenizer, max_tokens, prompt.names_per_caption):
         asked = text.category_prompt([names[index] for index in part])
         caption = tokenizer.encode(asked.caption)
-        chunks.append(CaptionChunk(caption, text.positive_map(caption, asked.spans), part.start))
+        own = tuple((index - part.start, learned[index]) for index in part if index in learned)
+        chunks.append(CaptionChunk(caption, text.positive_map(caption, asked.spans), part.start, learned=own))
     return ResolvedPrompt(tuple(chunks), tuple(names), None, one_object=False)
 
 
@@ -211,7 +217,7 @@ def _resolve_vocabulary(prompt: Vocabulary, tokenizer: text.CaptionTokenizer, ma
     for chunk in resolved.chunks:
         assert chunk.positive_map is not None
         labels = range(chunk.first_label, chunk.first_label + len(chunk.positive_map))
-        asked = text.category_prompt([plain.names[label] for label in labels])
+        asked = text.category_prompt([resolved.names[label] for label in labels])
         spans = []
         for label, ((start, end),) in zip(labels, asked.spans, strict=True):
             before, inside, behind = contexts[label]

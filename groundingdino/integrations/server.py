@@ -11,7 +11,8 @@ import base64
 import binascii
 import contextlib
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import fastapi
@@ -23,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import groundingdino
+from groundingdino.inference.learned_prompt import SUFFIX, read_learned_prompt
 from groundingdino.inference.predictor import DetectionFilter, Predictor
 from groundingdino.inference.prompts import Categories, Phrases, Prompt, Referring, resolve
 from groundingdino.inference.results import to_json
@@ -45,13 +47,16 @@ class Ask(BaseModel):
     top_k: Annotated[int | None, Field(ge=1)] = None
     nms: Annotated[float | None, Field(ge=0, le=1)] = None
 
-    def prompt(self) -> Prompt:
-        """ValueError unless there is exactly one."""
+    def prompt(self, learned: Mapping[str, Path]) -> Prompt:
+        """ValueError unless there is exactly one. No file is read but those of the learned prompts that are served."""
         given = [field for field in (self.categories, self.referring, self.phrases) if field is not None]
         if len(given) != 1:
             raise ValueError(f"give one of categories, referring and phrases, got {len(given)}")
         if self.categories is not None:
-            return Categories(self.categories)
+            files = [name for name in self.categories if name.endswith(SUFFIX)]
+            if files:
+                raise ValueError(f"{files[0]}: files are not read here; of the learned names there are {list(learned)}")
+            return Categories([str(learned.get(name, name)) for name in self.categories])
         return Referring(self.referring) if self.referring is not None else Phrases(self.phrases or "")
 
 
@@ -80,8 +85,8 @@ class AnyLabelingRequest(BaseModel):
 class Service:
     """What the routes share: the predictor behind its queue, and what an image and a prompt may be."""
 
-    def __init__(self, predictor: Predictor, limits: Limits, metrics: Metrics) -> None:
-        self.predictor, self.limits = predictor, limits
+    def __init__(self, predictor: Predictor, limits: Limits, metrics: Metrics, learned: Mapping[str, Path]) -> None:
+        self.predictor, self.limits, self.learned = predictor, limits, learned
         self.batcher = Batcher(predictor, limits.batch, metrics.batches.observe)
 
     async def find(self, request: Request, content: bytes, ask: Ask) -> tuple[Detections, tuple[int, int]]:
@@ -100,7 +105,7 @@ class Service:
         if length > self.limits.prompt:
             raise HTTPException(413, f"a prompt of {length:,} characters: at most {self.limits.prompt:,}")
         predictor = self.predictor
-        prompt = resolve(ask.prompt(), predictor.tokenizer, predictor.model.config.max_tokens)
+        prompt = resolve(ask.prompt(self.learned), predictor.tokenizer, predictor.model.config.max_tokens)
         image = self._image(content)
         keep = DetectionFilter(ask.threshold, ask.top_k, ask.nms)
         return Question(resize_for_inference(image, predictor.scale), prompt, keep), image.size
@@ -133,10 +138,13 @@ def checked(fields: dict[str, Any] | str) -> Ask:
         raise HTTPException(422, "; ".join(wrong)) from error
 
 
-def build_app(predictor: Predictor, limits: Limits | None = None) -> fastapi.FastAPI:
-    """The application. It answers as long as its lifespan runs, and ends with the requests in flight answered."""
+def build_app(predictor: Predictor, limits: Limits | None = None, learned: Sequence[Path] = ()) -> fastapi.FastAPI:
+    """The application. It answers as long as its lifespan runs, and ends with the requests in flight answered.
+
+    `learned` are files of learned prompts: a category that is called as one of them is looked for by it.
+    """
     limits, metrics = limits or Limits(), Metrics()
-    service = Service(predictor, limits, metrics)
+    service = Service(predictor, limits, metrics, {read_learned_prompt(path).name: path for path in learned})
     metrics.waiting.set_function(lambda: len(service.batcher))
 
     @contextlib.asynccontextmanager

@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from golden_cases import tiny_model
 from PIL import Image
 from training_runs import environment, free_port
 
 from groundingdino.checkpoints.model_file import SCALE_KEY, save_detector
+from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.results import to_json
 
@@ -147,6 +149,17 @@ def test_what_cannot_be_answered_is_refused_in_one_clear_line(predictor, photo):
         assert too_large.status_code == 413 and "over 0.1 MB" in too_large.json()["detail"]
         wrong = client.post("/predict/upload", files={"image": photo}, data={"ask": '{"top_k": 0}'})
         assert wrong.status_code == 422 and "top_k: Input should be greater" in wrong.json()["detail"]
+
+
+def test_a_learned_prompt_is_served_by_its_name_and_no_other_file_is_read(predictor, photo, tmp_path):
+    path = tmp_path / "cat.prompt"
+    LearnedPrompt("cat", torch.full((1, 256), 0.5), "tiny").save(path)
+    with TestClient(build_app(predictor, learned=[path])) as client:
+        answer = client.post("/predict", json=question(photo, categories=["cat"], threshold=0.0)).json()
+        assert answer["detections"] == wanted(predictor, photo, categories=[str(path)], threshold=0.0)
+        assert answer["detections"] != wanted(predictor, photo, categories=["cat"], threshold=0.0)
+        refused = client.post("/predict", json=question(photo, categories=[str(path)]))
+        assert refused.status_code == 422 and "files are not read here" in refused.json()["detail"]
 
 
 @pytest.fixture
