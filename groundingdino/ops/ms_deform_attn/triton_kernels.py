@@ -22,8 +22,13 @@ UNSPECIALIZED = ["heads", "queries", "points"]
 
 
 @triton.jit
-def _pixels(x, y, height, width):
-    """Upper-left pixel of each sample, how far behind it the sample lies, and which of the four pixels exist."""
+def _pixels(location, live, height, width):
+    """Upper-left pixel of each sample, how far behind it the sample lies, and which of the four pixels exist.
+
+    A sample that is not live has none.
+    """
+    x = tl.load(location, mask=live, other=-1.0) * width - 0.5
+    y = tl.load(location + 1, mask=live, other=-1.0) * height - 0.5
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN, so no index is made of it
     x = tl.where(inside, x, 0.0)
     y = tl.where(inside, y, 0.0)
@@ -86,12 +91,10 @@ def forward_kernel(
         height = sizes[2 * level] >> 1
         width = sizes[2 * level + 1] >> 1
         for point in range(points):
-            # Where the sample lies; queries past the end look outside
+            # Where the sample lies
             sample = row * (LEVELS * points) + level * points + point
-            x = tl.load(locations + 2 * sample, mask=live, other=-1.0) * width - 0.5
-            y = tl.load(locations + 2 * sample + 1, mask=live, other=-1.0) * height - 0.5
             weight = tl.load(weights + sample, mask=live, other=0.0)
-            token, fx, fy, exists = _pixels(x, y, height, width)
+            token, fx, fy, exists = _pixels(locations + 2 * sample, live, height, width)
 
             # Its four pixels, weighted
             pixel = level_start + token * stride_token
@@ -157,12 +160,10 @@ def backward_kernel(
         height = sizes[2 * level] >> 1
         width = sizes[2 * level + 1] >> 1
         for point in range(points):
-            # Where the sample lies; queries past the end look outside
+            # Where the sample lies
             sample = row * (LEVELS * points) + level * points + point
-            x = tl.load(locations + 2 * sample, mask=live, other=-1.0) * width - 0.5
-            y = tl.load(locations + 2 * sample + 1, mask=live, other=-1.0) * height - 0.5
             weight = tl.load(weights + sample, mask=live, other=0.0)
-            token, fx, fy, exists = _pixels(x, y, height, width)
+            token, fx, fy, exists = _pixels(locations + 2 * sample, live, height, width)
 
             # Its four pixels' products with the output's gradient, summed over channels
             pixel = level_start + token * stride_token
@@ -182,15 +183,14 @@ def backward_kernel(
 
             # Gradients of the pixels
             to = grad_level_start + token * grad_stride
-            weighted = grad * weight[:, None]
-            part = weighted * ((1 - fx) * (1 - fy))[:, None]
+            part = grad * (weight * (1 - fx) * (1 - fy))[:, None]
             _add(to, part, exists[0], channel, factor, CHANNELS, DETERMINISTIC)
-            part = weighted * (fx * (1 - fy))[:, None]
+            part = grad * (weight * fx * (1 - fy))[:, None]
             _add(to + grad_stride, part, exists[1], channel, factor, CHANNELS, DETERMINISTIC)
             to += width * grad_stride
-            part = weighted * ((1 - fx) * fy)[:, None]
+            part = grad * (weight * (1 - fx) * fy)[:, None]
             _add(to, part, exists[2], channel, factor, CHANNELS, DETERMINISTIC)
-            part = weighted * (fx * fy)[:, None]
+            part = grad * (weight * fx * fy)[:, None]
             _add(to + grad_stride, part, exists[3], channel, factor, CHANNELS, DETERMINISTIC)
         level_start += height * width * stride_token
         grad_level_start += height * width * grad_stride
