@@ -295,6 +295,7 @@ class TrainConfig:
     timeout: Positive = 10.0  # minutes without an answer from another process or a loader process that end the run
     resume: str | None = None  # "auto" = this run folder's last checkpoint if there is one, or a path
     save_every: Each = 1000  # steps between checkpoints, besides the one after each epoch
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # beside metrics.jsonl
     log_every: Each = 10  # steps between reads of the losses from the device
     evaluate_every: Each = 1  # epochs
     early_stopping: NonNegative = 0  # evaluations in a row without a better figure that end the run; 0 = never

@@ -46,6 +46,9 @@ DOORS = {
     "huggingface_hub": {"checkpoints/hub.py", "checkpoints/push.py"},
     "nltk": {"inputs/noun_phrases.py"},
     "matplotlib": {"data/data_counts.py", "evaluation/report.py", "training/recorder.py"},
+    "tensorboard": {"training/loggers.py"},
+    "wandb": {"training/loggers.py"},
+    "mlflow": {"training/loggers.py"},
     "torchvision": {"inference/postprocess.py", "training/criterion.py", "datasets/transforms.py"},
 }
 # Not behind a door: what tensors, images and records are made of, and what every command uses.

@@ -44,6 +44,11 @@ class Arguments:
     """start from fresh weights of this size instead"""
     text_from: Path | None = None
     """with --fresh: folder of a trained BERT (transformers' layout) for the text encoder, which is frozen then"""
+    retain: Path | None = None
+    """annotations of other data, of any format and with their own names: evaluated before and after, to see what is
+    forgotten"""
+    replay: Annotated[str | None, tyro.conf.arg(metavar="FILE:SHARE")] = None
+    """mix other training data in, against forgetting: FILE:0.2 makes them a fifth of each epoch"""
     names: Path | None = None
     """names.yaml that says what to call the categories, such as `RBC: red blood cell`"""
     epochs: int | None = None
@@ -91,6 +96,8 @@ def task_of(arguments: Arguments, resume: str | None) -> "Task":
         names,
         reading,
         resume,
+        arguments.retain,
+        arguments.replay,
     )
 
 

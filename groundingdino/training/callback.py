@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from groundingdino.training.recorder import StepValues
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from groundingdino.data import TrainLoader
     from groundingdino.training.learner import Learner
 
@@ -21,3 +23,9 @@ class Callback:
 
     def on_evaluation(self, step: int, epoch: int, figures: Mapping[str, Mapping[str, float]]) -> None:
         """After each evaluation, in the main process: split -> figure -> value."""
+
+    def on_picture(self, step: int, name: str, picture: "Image") -> None:
+        """After each evaluation, in the main process: ground truth beside the answer, for each of `config.pictures`."""
+
+    def on_end(self) -> None:
+        """When the run ends, also by an error, on every process."""

@@ -18,6 +18,7 @@ from groundingdino.training.callback import Callback
 from groundingdino.training.estimate import Estimate
 from groundingdino.training.random_state import kept_random_states
 from groundingdino.training.recipes import DataSize
+from groundingdino.training.retention import Retained, Retention, retained_data, with_replay
 from groundingdino.training.run_folder import RunFolder
 from groundingdino.training.stop import StopRequest
 from groundingdino.training.trainer import FitResult, fit
@@ -43,6 +44,8 @@ class Task:
     names: Mapping[str, str] | None = None  # category -> what to call it
     reading: ReadOptions = ReadOptions()
     resume: str | None = None  # see RunFolder.find_resume
+    retain: Path | None = None  # annotations of other data, which the model is evaluated on before and after
+    replay: str | None = None  # FILE:SHARE, training data of which each epoch shall have a share
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def finetune(
     run_dir: str | Path = "runs/finetune",
     epochs: int | None = None,
     names: Mapping[str, str] | None = None,
+    retain: str | Path | None = None,
+    replay: str | None = None,
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> FinetuneResult:
@@ -76,6 +81,8 @@ def finetune(
         run_dir: folder of checkpoints, metrics and pictures, which holds no other run.
         epochs: passes over the training data; None takes as many as suit its size.
         names: category -> what to call it in prompts.
+        retain: annotations of other data, with names of their own, which the model is evaluated on before and after.
+        replay: "FILE:0.2" adds training data, here a fifth of each epoch, which the model shall not forget.
         settings: any other fields of `TrainConfig`, such as {"data.batch_size": 8, "optimizer.lr": 5e-5}.
         callbacks: told how the run goes on.
 
@@ -84,7 +91,17 @@ def finetune(
     """
     settings = dict(settings or {})
     world = distributed.init(settings.get("device", "auto"))
-    prepared, config = plan(Task(Path(data), model, Path(run_dir), epochs, names=names, resume=settings.get("resume")))
+    task = Task(
+        Path(data),
+        model,
+        Path(run_dir),
+        epochs,
+        names=names,
+        resume=settings.get("resume"),
+        retain=None if retain is None else Path(retain),
+        replay=replay,
+    )
+    prepared, config = plan(task)
     with kept_random_states(world.device):
         result, figures = run(with_settings(config, settings), prepared, world, callbacks=callbacks)
     return FinetuneResult(load_model(best_of(result), str(world.device)), figures, result.run_dir, result.files)
@@ -98,6 +115,10 @@ def plan(task: Task) -> tuple[Prepared, TrainConfig]:
         folder = task.run_dir / "data"
         folder.mkdir(parents=True, exist_ok=True)
         prepared = prepare(task.data, folder, task.reading, task.names)
+        if task.retain is not None:
+            retained = retained_data(task.retain, folder)
+            files, images = {**prepared.files, "retain": retained.file}, {**prepared.images, "retain": retained.images}
+            prepared = replace(prepared, files=files, images=images)
     prepared = distributed.broadcast_object(prepared)
     assert prepared is not None
     size = DataSize(prepared.counts["train"], len(prepared.categories), captions=prepared.label_map is None)
@@ -113,6 +134,9 @@ def plan(task: Task) -> tuple[Prepared, TrainConfig]:
         image_dirs=(str(prepared.images["train"].absolute()),),
         allow_outside=task.reading.allow_outside,
     )
+    if task.replay is not None:
+        data, shown = with_replay(data, task.replay, prepared.counts["train"])
+        size = replace(size, images=shown)
     config = replace(config, data=data, run_dir=task.run_dir)
     return prepared, _lasting(_evaluated_on("val", config, prepared), size, task)
 
@@ -145,16 +169,25 @@ def run(
     """Train, and evaluate the best checkpoint on the test split, if there is one.
 
     Returns:
-        The run, and the figures on the test split; without one, the last figures on the validation split.
+        The run, and the figures on the test split; without one, the last figures on the validation split. With retained
+        data, theirs too.
     """
     _log(summary(prepared))
+    retention = None
+    if "retain" in prepared.files:
+        retention = Retention(Retained(prepared.files["retain"], prepared.images["retain"]), config, world)
     result = fit(config, world, stop, (Estimate(), *callbacks))
-    if "test" not in prepared.files:
-        return result, result.figures
-    tested = replace(_evaluated_on("test", config, prepared), pictures=0)
-    found = Assessor(tested).assess(model_file.load_detector(best_of(result), world.device))
-    _log(line if line.startswith(" ") else f"best checkpoint, {line}" for line in found.lines())
-    return result, found.figures
+    figures = result.figures
+    best = model_file.load_detector(best_of(result), world.device)
+    if "test" in prepared.files:
+        found = Assessor(replace(_evaluated_on("test", config, prepared), pictures=0)).assess(best)
+        _log(line if line.startswith(" ") else f"best checkpoint, {line}" for line in found.lines())
+        figures = found.figures
+    if retention is not None:
+        kept, table = retention.after(best)
+        _log(iter(table))
+        figures = {**figures, "retain": kept}
+    return result, figures
 
 
 def best_of(result: FitResult) -> Path:

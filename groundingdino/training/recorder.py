@@ -1,4 +1,4 @@
-"""What a run records: a line per step in `metrics.jsonl`, TensorBoard, and a plot of the curves.
+"""What a run records: a line per step in `metrics.jsonl`, and a plot of the curves; see `loggers` for other programs.
 
 Losses stay on the device until `log_every` steps have gathered, and then travel in one copy.
 """
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from PIL import Image
 from torch import Tensor
 
 from groundingdino.runtime.files import atomic_file
@@ -80,15 +78,12 @@ class DeferredSteps:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard files of a run, written by the main process alone."""
+    """`metrics.jsonl` of a run, written by the main process alone."""
 
     def __init__(self, folder: RunFolder, first_step: int) -> None:
         """`first_step`: the number of steps already taken; lines of later steps, left by a killed run, are removed."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
-
         _drop_lines_after(folder.metrics, first_step)
         self._file = open(folder.metrics, "a")
-        self._board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
         self._time = time.perf_counter()
 
     def steps(self, steps: Sequence[StepValues]) -> float:
@@ -99,24 +94,11 @@ class MetricsLog:
         for s in steps:
             row = {"step": s.step, "epoch": s.epoch, **s.terms, "lr": s.lr, "grad_norm": s.grad_norm}
             self._write({**row, "images_per_second": round(speed, 4)})
-            for name, value in row.items():
-                if name not in ("step", "epoch"):
-                    folder = "optimizer" if name in ("lr", "grad_norm") else "loss"
-                    self._board.add_scalar(f"{folder}/{name}", value, s.step)
-        self._board.add_scalar("speed/images_per_second", speed, steps[-1].step)
         return speed
 
     def evaluation(self, step: int, epoch: int, figures: dict[str, dict[str, float]]) -> None:
         """Record one evaluation: split -> figure -> value."""
         self._write({"step": step, "epoch": epoch, "evaluation": figures})
-        for split, values in figures.items():
-            for name, value in values.items():
-                self._board.add_scalar(f"evaluation/{split} {name}", value, step)
-        self._board.flush()
-
-    def picture(self, step: int, name: str, picture: Image.Image) -> None:
-        """Show a picture in TensorBoard."""
-        self._board.add_image(f"pictures/{name}", numpy.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def skip_time(self) -> None:
         """Leave the time since the last call out of the speed (an evaluation, a checkpoint)."""
@@ -133,7 +115,6 @@ class MetricsLog:
     def close(self) -> None:
         """Flush everything to disk."""
         self._file.close()
-        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     Raises:
         ValueError: names the changes that a resumed run cannot make.
     """
-    before, after = _flat(saved), _flat(train_config_to_dict(config))
+    before, after = flat(saved), flat(train_config_to_dict(config))
     changed = [name for name in after if before.get(name, after[name]) != after[name] and name not in NOT_OF_THE_RUN]
     lines = {name: f"{name.replace('_', '-')} {_shown(before[name])} -> {_shown(after[name])}" for name in changed}
     refused = [line for name, line in lines.items() if _is_fixed(name)]
@@ -106,12 +106,12 @@ def _is_fixed(name: str) -> bool:
     return name not in RATES and any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"optimizer.lr": ...}."""
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested dicts as {"optimizer.lr": ...}."""
+    found: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -30,6 +30,7 @@ from groundingdino.training import random_state
 from groundingdino.training.callback import Callback
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner, group_batches
+from groundingdino.training.loggers import open_loggers
 from groundingdino.training.nonfinite import LossGuard
 from groundingdino.training.recorder import DeferredSteps, MetricsLog, plot_curves
 from groundingdino.training.resume import Position, TrainingState, changes, load_state
@@ -121,10 +122,11 @@ class Trainer:
             self.lock = RunLock(self.folder)
             self.folder.remove_leftovers()
             self.log = MetricsLog(self.folder, self.position.step)
+            self.callbacks = (*callbacks, *open_loggers(config, self.folder, self.position.step))
             self._write_settings()
         distributed.barrier()
         total = self.steps_per_epoch * config.epochs
-        for callback in callbacks:
+        for callback in self.callbacks:
             callback.on_start(self.learner, self.loader, total - self.position.step)
         self.bar = tqdm(
             total=total, initial=self.position.step, disable=not distributed.is_main(), unit="step", mininterval=1.0
@@ -318,7 +320,8 @@ class Trainer:
                 callback.on_evaluation(position.step, position.epoch, found.figures)
             pictures = self.assessor.pictures(found)
             for number, picture in enumerate(pictures):
-                self.log.picture(position.step, str(number), picture)
+                for callback in self.callbacks:
+                    callback.on_picture(position.step, str(number), picture)
             if pictures:
                 tile(pictures, PICTURES_PER_ROW).save(self.folder.pictures)
             for line in found.lines():
@@ -353,6 +356,8 @@ class Trainer:
     def close(self) -> None:
         """Close the files and the progress bar; also after an error."""
         self.bar.close()
+        for callback in self.callbacks:
+            callback.on_end()
         if self.log is not None:
             self.log.close()
         if self.lock is not None:
