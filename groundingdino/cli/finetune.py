@@ -37,12 +37,12 @@ class Arguments:
 
     data: Path
     """folder or file of any format"""
-    init: Path | None = None
+    init: Annotated[Path | None, tyro.conf.arg(aliases=["--init-from"])] = None
     """weights to start from: a file, or the name of a release (`groundingdino models`); default: the only checkpoint
     in this folder, weights/ or checkpoints/"""
     fresh: Literal["small", "swin_t", "swin_b", "swin_l"] | None = None
     """start from fresh weights of this size instead"""
-    text_from: Path | None = None
+    text_from: Annotated[Path | None, tyro.conf.arg(aliases=["--model.text-from"])] = None
     """with --fresh: folder of a trained BERT (transformers' layout) for the text encoder, which is frozen then"""
     retain: Path | None = None
     """annotations of other data, of any format and with their own names: evaluated before and after, to see what is
@@ -108,8 +108,7 @@ def with_flags(config: TrainConfig, flags: Sequence[str], prog: str) -> TrainCon
 
 def run(arguments: Sequence[str], prog: str) -> int:
     """Parse, prepare, train and test. The exit code."""
-    current = train.current_flags(arguments, prog)
-    parsed: Any = console.parse(Arguments, current, prog, description=__doc__, return_unknown_args=True)
+    parsed: Any = console.parse(Arguments, arguments, prog, description=__doc__, return_unknown_args=True)
     asked: Arguments = parsed[0]
     flags: list[str] = parsed[1]
     start = asked.start()

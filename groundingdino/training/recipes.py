@@ -240,6 +240,7 @@ def from_scratch(size: DataSize, model: ModelConfig | None = None, text_from: Pa
         text_from=text_from,
         freeze=() if text_from is None else BERT,
         ema_decay=0.998,
+        early_stopping=0,  # AP may be 0 for many epochs before it rises
     )
 
 
