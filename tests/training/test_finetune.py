@@ -13,10 +13,12 @@ from shapes_data import write_shapes
 from training_runs import SMALL, losses
 
 import groundingdino as gd
+from groundingdino.config import with_settings
 from groundingdino.data.convert import convert
 from groundingdino.data.prepare import prepare
 from groundingdino.training.finetune import FinetuneResult, Task, finetune, plan
 from groundingdino.training.recorder import StepValues
+from groundingdino.training.trainer import fit
 
 TINY = {
     "data.train_sides": (48, 56),
@@ -171,10 +173,20 @@ def test_absolute_file_names_train_where_they_are_allowed(shapes: Path, tmp_path
         plan(Task(tmp_path / "data.json", SMALL, tmp_path / "run"))
     task = Task(tmp_path / "data.json", SMALL, tmp_path / "run", epochs=1)
     allowed = dataclasses.replace(task, reading=dataclasses.replace(task.reading, allow_outside=True))
-    from groundingdino.config import with_settings
-    from groundingdino.training.trainer import fit
-
     _, config = plan(allowed)
     assert config.data.allow_outside
     result = fit(with_settings(config, TINY))
     assert result.steps == 3 and "AP" in result.figures["val"]
+
+
+def test_captions_are_trained_and_measured_as_expressions(data: Path, tmp_path: Path) -> None:
+    result = tiny(data, tmp_path / "run")
+    assert list(result.figures) == ["val"] and "precision@1" in result.figures["val"]
+    assert (tmp_path / "run/data/train.jsonl").is_file() and not (tmp_path / "run/data/val.json").exists()
+
+
+def test_the_estimate_at_the_start_changes_nothing(shapes: Path, tmp_path: Path) -> None:
+    tiny(shapes, tmp_path / "with")
+    _, config = plan(Task(shapes, SMALL, tmp_path / "without", epochs=1))
+    fit(with_settings(config, TINY))
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
