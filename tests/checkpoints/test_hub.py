@@ -1,5 +1,6 @@
 """Weights by name: downloaded whole or not at all, converted once, and in one line where it cannot be."""
 
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -8,7 +9,9 @@ import multiprocessing
 import os
 import shutil
 import stat
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ from groundingdino.checkpoints import hub, zoo
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.download import DownloadError, download
 from groundingdino.checkpoints.model_file import SOURCE_KEY, read_metadata
+from groundingdino.config import refcoco
+from groundingdino.training.setup import initial_model
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -59,6 +64,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         rest = server.content[start:]
+        if behaviour == "slow":
+            time.sleep(3 * download_module.TIMEOUT)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(rest) + (1000 if behaviour == "promises more" else 0)))
         self.end_headers()
@@ -139,6 +146,13 @@ def test_a_passing_error_of_the_server_is_tried_again(server, tmp_path):
     server.behaviours = ["503", "429"]
     download(server.url, tmp_path / "file.pth", DIGEST)
     assert (tmp_path / "file.pth").read_bytes() == CONTENT
+
+
+def test_a_server_that_says_nothing_is_asked_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "TIMEOUT", 0.2)
+    server.behaviours = ["slow"]
+    download(server.url, tmp_path / "file.pth", DIGEST)
+    assert (tmp_path / "file.pth").read_bytes() == CONTENT and len(server.ranges) == 2
 
 
 def test_a_server_that_promises_more_than_it_sends_is_not_believed(server, tmp_path):
@@ -283,7 +297,7 @@ def test_a_cache_that_cannot_be_written_is_named(golden, cache):
     one_line(problem)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; see the read-only disk below")
 def test_a_read_only_cache_serves_what_is_in_it(golden, cache):
     first = checkpoints.resolve(golden / "tiny/mmdet_checkpoint.pth")
     first.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -305,3 +319,79 @@ def test_a_repository_of_the_hub_offline_is_one_line(cache, monkeypatch, tmp_pat
     with pytest.raises(ValueError, match="no-one/nothing: .*not in the cache of huggingface_hub") as problem:
         checkpoints.resolve("no-one/nothing")
     one_line(problem)
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, which holds a megabyte and can be made read-only: also root cannot write there."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_ends_a_download_at_once_and_what_came_is_kept(server, small_disk):
+    server.content = CONTENT * 3
+    with pytest.raises(OSError, match="No space left"):
+        download(server.url, small_disk / "file.pth", DIGEST)
+    assert len(server.ranges) == 1 and [path.name for path in small_disk.iterdir()] == ["file.pth.part"]
+
+
+def test_a_full_disk_is_one_line_when_a_release_is_named(release, small_disk, monkeypatch):
+    monkeypatch.setenv("GROUNDINGDINO_CACHE", str(small_disk / "cache"))
+    with pytest.raises(
+        OSError, match=r"tiny: .* cannot be written \(No space left on device\).*GROUNDINGDINO_CACHE"
+    ) as p:
+        checkpoints.resolve("tiny")
+    one_line(p)
+
+
+def test_a_full_disk_is_one_line_when_a_file_is_converted(golden, small_disk, monkeypatch):
+    monkeypatch.setenv("GROUNDINGDINO_CACHE", str(small_disk / "cache"))
+    with pytest.raises(OSError, match=r"was to be converted into .*GROUNDINGDINO_CACHE") as problem:
+        checkpoints.resolve(golden / "tiny/mmdet_checkpoint.pth")
+    one_line(problem)
+    assert [path.suffix for path in (small_disk / "cache/converted" / hub.CONVERSION).iterdir()] == [".lock"]
+
+
+def test_a_read_only_disk_serves_what_is_in_its_cache(golden, small_disk, monkeypatch):
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    monkeypatch.setenv("GROUNDINGDINO_CACHE", str(small_disk))
+    first = checkpoints.resolve(golden / "tiny/mmdet_checkpoint.pth")
+    shutil.rmtree(small_disk / "digests", ignore_errors=True)  # which cannot be made again
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert checkpoints.resolve(golden / "tiny/mmdet_checkpoint.pth") == first
+    with pytest.raises(OSError, match="cannot be written.*GROUNDINGDINO_CACHE") as problem:
+        checkpoints.resolve(golden / "idea/idea_checkpoint.pth")
+    one_line(problem)
+
+
+def test_the_bytes_of_a_file_are_read_once(golden, cache, tmp_path, monkeypatch):
+    source = tmp_path / "w.pth"
+    shutil.copy(golden / "tiny/mmdet_checkpoint.pth", source)
+    os.utime(source, (1e9, 1e9))
+    first = checkpoints.resolve(source)
+    with monkeypatch.context() as patch:
+        patch.setattr("groundingdino.checkpoints.convert.file_digest", lambda files: pytest.fail("read again"))
+        assert checkpoints.resolve(source) == first
+    os.utime(source, (1e9 + 1, 1e9 + 1))
+    asked = []
+    monkeypatch.setattr(
+        "groundingdino.checkpoints.convert.file_digest", lambda files: asked.append(files) or first.stem
+    )
+    assert checkpoints.resolve(source) == first and asked
+
+
+def test_a_missing_file_is_not_replaced_by_the_one_beside_it(cache, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.pth: no such file; name .*model\.safetensors if that is") as problem:
+        checkpoints.resolve(tmp_path / "model.pth")
+    one_line(problem)
+    config = dataclasses.replace(refcoco(), init_from=tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"no such file; name .*model\.safetensors"):
+        initial_model(config)

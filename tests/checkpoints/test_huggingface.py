@@ -1,16 +1,19 @@
 """Weights from and to transformers: every name, the same outputs, and nothing lost but the label embedding."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
 from golden_cases import caption_of, load_case, text_batch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.formats import huggingface
 from groundingdino.checkpoints.formats.huggingface import LABEL_EMBEDDING
-from groundingdino.checkpoints.model_file import load_detector, save_detector
+from groundingdino.checkpoints.model_file import SOURCE_KEY, load_detector, read_metadata, save_detector
 from groundingdino.config import MODEL_PRESETS, swin_t
 from groundingdino.model import build_detector
 from groundingdino.structures import ImageBatch
@@ -87,6 +90,58 @@ def test_the_folder_gives_a_processor_with_our_token_ids(folder):
     assert ids == text_batch(["a cat. a remote control."]).token_ids[0].tolist()
 
 
+@pytest.fixture(scope="module", params=["mm", "original"])
+def either(request, folder, golden, tmp_path_factory):
+    """A folder for each of transformers' two classes, which resizes images to little, for speed."""
+    place = tmp_path_factory.mktemp(request.param)
+    if request.param == "mm":
+        shutil.copytree(folder, place / "theirs")
+    else:
+        convert_file(golden / "idea/idea_checkpoint.pth", place / "a.safetensors")
+        convert_file(place / "a.safetensors", place / "theirs", to="huggingface")
+    settings = json.loads((place / "theirs/preprocessor_config.json").read_text())
+    settings["size"] = {"shortest_edge": 64, "longest_edge": 112}
+    (place / "theirs/preprocessor_config.json").write_text(json.dumps(settings))
+    return place / "theirs"
+
+
+@pytest.fixture
+def photo(golden):
+    with Image.open(golden / "photos/train2014/COCO_train2014_000000000001.jpg") as image:
+        return image.convert("RGB").resize((96, 64))
+
+
+def test_the_folder_runs_in_transformers_pipeline(either, photo):
+    detector = transformers.pipeline("zero-shot-object-detection", model=str(either))
+    found = detector(photo, candidate_labels=["a man.", "a dog."], threshold=0.0)
+    assert found and {row["label"] for row in found} <= {"a man.", "a dog."}
+    assert all(0 <= row["score"] <= 1 and row["box"].keys() == {"xmin", "ymin", "xmax", "ymax"} for row in found)
+    processor = transformers.AutoProcessor.from_pretrained(either)
+    inputs = processor(images=photo, text="a man.", return_tensors="pt")
+    with torch.no_grad():
+        logits = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(either)(**inputs).logits
+    best = max(row["score"] for row in found if row["label"] == "a man.")
+    assert abs(best - logits.sigmoid().max().item()) < OUTPUT_TOLERANCE
+
+
+def test_the_folder_runs_as_lang_segment_anything_calls_it(either, photo):
+    processor = transformers.AutoProcessor.from_pretrained(either)
+    model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(either).to("cpu")
+    images, prompts = [photo, photo.rotate(90, expand=True)], ["a man. a dog.", "chair."]
+    inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt").to("cpu")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    results = processor.post_process_grounded_object_detection(
+        outputs,
+        inputs.input_ids,
+        threshold=0.0,
+        text_threshold=0.0,
+        target_sizes=[image.size[::-1] for image in images],
+    )
+    assert len(results) == 2 and all(len(found["boxes"]) == len(found["scores"]) > 0 for found in results)
+    assert all(bool(found["boxes"].isfinite().all()) for found in results)
+
+
 @pytest.mark.parametrize("saved_by_them", [False, True])
 def test_reading_back_loses_only_the_label_embedding(ours, folder, tmp_path, saved_by_them):
     source = folder
@@ -99,6 +154,8 @@ def test_reading_back_loses_only_the_label_embedding(ours, folder, tmp_path, sav
     assert [name for name in before if not torch.equal(before[name], after[name])] == [LABEL_EMBEDDING]
     assert load_detector(tmp_path / "back.safetensors").config == load_detector(ours).config
     assert any("denoising label embedding: fresh" in line for line in report.lines())
+    digests = [json.loads(read_metadata(path)[SOURCE_KEY])["tensors"] for path in (ours, tmp_path / "back.safetensors")]
+    assert digests[0] == digests[1]
 
 
 def test_transformers_weights_reach_mmdet_too(golden, folder, tmp_path):

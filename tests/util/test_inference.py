@@ -1,6 +1,7 @@
 """Code written against IDEA's package runs on ours: its README's snippet, its classes, and a client from PyPI."""
 
 import inspect
+import shutil
 import sys
 
 import numpy as np
@@ -20,10 +21,14 @@ from groundingdino.util import inference
 SCALE = (96, 160)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+@pytest.fixture(scope="module", params=["ours", "ideas"])
+def checkpoint(tmp_path_factory, request, golden):
+    """A file with the name that IDEA's README gives it: a checkpoint of ours, or one that IDEA's code saved."""
     path = tmp_path_factory.mktemp("weights") / "groundingdino_swint_ogc.pth"
-    save_detector(path, tiny_model())
+    if request.param == "ours":
+        save_detector(path, tiny_model())
+    else:
+        shutil.copy(golden / "idea/idea_checkpoint.pth", path)
     return path
 
 
