@@ -24,7 +24,7 @@ from groundingdino.checkpoints import hub, zoo
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.download import DownloadError, download
 from groundingdino.checkpoints.model_file import SOURCE_KEY, read_metadata
-from groundingdino.config import refcoco
+from groundingdino.training.recipes import refcoco
 from groundingdino.training.setup import initial_model
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
