@@ -21,6 +21,8 @@ class Arguments:
     """default: the only .safetensors in this folder, weights/ or checkpoints/"""
     samples: Path | None = None
     """folder of images to choose from"""
+    names: str | None = None
+    """names to begin with, with their prompts: names.yaml, names.txt, coco, lvis, ..."""
     host: str = "127.0.0.1"
     """address to listen at; 0.0.0.0 lets other machines in"""
     port: int = 7860
@@ -52,9 +54,11 @@ def serve(arguments: Arguments) -> int:
         raise ValueError(f"--samples {arguments.samples} is not a folder")
     console.require(["gradio"], "demo")
     from groundingdino.cli.demo_page import build_page
+    from groundingdino.inference.vocabulary import read_vocabulary
 
     predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision)
-    page = build_page(predictor, arguments.samples)
+    vocabulary = None if arguments.names is None else read_vocabulary(arguments.names)
+    page = build_page(predictor, arguments.samples, vocabulary)
     page.launch(server_name=arguments.host, server_port=arguments.port)
     return 0
 

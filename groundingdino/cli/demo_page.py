@@ -16,6 +16,7 @@ from groundingdino.inference.predictor import DetectionFilter, EncodedImage, Pre
 from groundingdino.inference.prompts import Categories, Phrases, Prompt, Referring, Spans
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import comfortable_factor, draw_detections
+from groundingdino.inference.vocabulary import Vocabulary
 from groundingdino.inputs.images import image_files
 from groundingdino.structures import Detections
 
@@ -31,12 +32,16 @@ CACHE = (3600, 86400)  # seconds: how often uploads and pictures are looked thro
 COLUMNS = ["name", "score", "left", "top", "right", "bottom"]
 
 
-def prompt_of(mode: str, text: str, subject_scoring: bool = False) -> Prompt:
-    """The prompt that the page's fields mean. ValueError where there is nothing to look for."""
+def prompt_of(mode: str, text: str, subject_scoring: bool = False, vocabulary: Vocabulary | None = None) -> Prompt:
+    """The prompt that the page's fields mean; names of `vocabulary` have its prompts.
+
+    ValueError where there is nothing to look for.
+    """
     if not text.strip():
         raise ValueError(f"type what to look for: {HINTS[mode]}")
     if mode == "categories":
-        return Categories([name.strip() for name in text.split(",") if name.strip()])
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        return Categories(names) if vocabulary is None else vocabulary.select(names)
     if mode == "referring":
         return Referring(text.strip(), "subject" if subject_scoring else "max")
     if mode == "phrases":
@@ -73,12 +78,13 @@ class Answerer:
         return found
 
 
-def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
+def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vocabulary | None = None) -> Any:
     """The page as a `gradio.Blocks`, to be launched.
 
     Args:
         predictor: answers the questions.
         samples: folder of pictures to choose from.
+        vocabulary: names to begin with, and their prompts.
     Raises:
         ValueError: gradio is not installed, or no image in the folder.
     """
@@ -96,7 +102,7 @@ def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
         try:
             if image is None:
                 raise ValueError("upload an image or pick a sample")
-            prompt = prompt_of(mode, text, subject)
+            prompt = prompt_of(mode, text, subject, vocabulary)
             limits = DetectionFilter(
                 0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k)
             )
@@ -131,7 +137,8 @@ def build_page(predictor: Predictor, samples: Path | None = None) -> Any:
                 if samples is not None:
                     gr.Examples([[str(path)] for path in image_files(samples)], [image], label="samples")
                 mode = gr.Radio(MODES, value=MODES[0], label="mode", elem_id="mode")
-                text = gr.Textbox(label="look for", info=HINTS[MODES[0]], elem_id="text")
+                names = "" if vocabulary is None else ", ".join(vocabulary.shown)
+                text = gr.Textbox(names, label="look for", info=HINTS[MODES[0]], elem_id="text")
                 subject = gr.Checkbox(label="score the subject phrase only", visible=False, elem_id="subject")
                 threshold = gr.Slider(0, 1, value=0.3, step=0.01, label="threshold", elem_id="threshold")
                 top_k = gr.Slider(1, 300, value=50, step=1, label="at most", elem_id="top_k")

@@ -57,6 +57,8 @@ class Arguments:
     """another folder of images below the data root"""
     names_per_caption: int | None = None
     """lvis: names in one caption; default 40, as published; 0: as many as fit"""
+    names: str | None = None
+    """coco: prompts of its categories, from names.yaml or a packaged list; others are prompted by their name"""
     device: str = "auto"
     """auto, cpu, cuda, npu"""
     batch_size: int | None = None

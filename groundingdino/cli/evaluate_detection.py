@@ -29,6 +29,7 @@ def check(arguments: "Arguments") -> None:
 def request_of(arguments: "Arguments") -> "Request":
     """The arguments as the catalogue takes them. ValueError for a split that the protocol does not have."""
     from groundingdino.evaluation.catalogue import CATALOGUE, Request
+    from groundingdino.inference.vocabulary import read_vocabulary
 
     entry = CATALOGUE[arguments.name]
     split = arguments.split or entry.splits[0]
@@ -36,7 +37,10 @@ def request_of(arguments: "Arguments") -> "Request":
         raise ValueError(f"{arguments.name} has no split {split!r}: use one of {', '.join(entry.splits)}")
     root = arguments.data_root or entry.data_root
     images = root / arguments.images if arguments.images else None
-    return Request(root, split, arguments.annotations, images, arguments.names_per_caption)
+    if arguments.names is not None and arguments.name != "coco":
+        raise ValueError(f"--names gives the prompts of a COCO file's categories; {arguments.name} has its own")
+    vocabulary = None if arguments.names is None else read_vocabulary(arguments.names)
+    return Request(root, split, arguments.annotations, images, arguments.names_per_caption, vocabulary)
 
 
 def evaluate(session: "Session") -> Generator[str, None, Path | None]:
@@ -128,6 +132,6 @@ def published_figures(session: "Session", figures: "Figures", images: int) -> di
     benchmark, names = published_names(arguments.name, request.split)
     same = same and images == PUBLISHED_IMAGES.get(benchmark, images)
     row = zoo.published(shared.release_of(session), benchmark)
-    if not same or arguments.names_per_caption is not None or row is None:
+    if not same or arguments.names_per_caption is not None or arguments.names is not None or row is None:
         return None
     return {name: value for name, value in zip(names, row, strict=False) if name}

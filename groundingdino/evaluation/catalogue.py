@@ -1,7 +1,7 @@
 """Every protocol by name: where its files are below a data root, and what of it is evaluated."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +9,7 @@ from groundingdino.evaluation import coco, dod, flickr30k, grefcoco, lvis, odinw
 from groundingdino.evaluation.answers import Floats, Integers
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import EvaluationProtocol
+from groundingdino.inference.vocabulary import Vocabulary
 
 
 class DescribedProtocol(EvaluationProtocol[Figures], Protocol):
@@ -32,6 +33,7 @@ class Request:
     annotations: Path | None = None  # another file in place of the split's
     images: Path | None = None  # another folder in place of the protocol's
     names_per_caption: int | None = None  # lvis: other than the published 40; 0 for as many as fit
+    vocabulary: Vocabulary | None = None  # coco: prompts of the categories
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ def _coco(request: Request) -> tuple[Part, ...]:
     path = request.annotations or request.data_root / "annotations" / f"{name}.json"
     images = request.images or request.data_root / request.split[:7]
     split = coco.CategorySplit() if open_vocabulary else None
-    return (Part(request.split, lambda: coco.CocoDetection.load(path, images, split)),)
+
+    def load() -> coco.CocoDetection:
+        return replace(coco.CocoDetection.load(path, images, split), vocabulary=request.vocabulary)
+
+    return (Part(request.split, load),)
 
 
 LVIS_FILES = {"minival": "lvis_v1_minival_inserted_image_name", "val": "lvis_v1_val"}

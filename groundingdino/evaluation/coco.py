@@ -16,6 +16,7 @@ from groundingdino.evaluation.answers import Floats, ImageAnswer, Integers, xywh
 from groundingdino.evaluation.report import Figures
 from groundingdino.evaluation.runner import Question
 from groundingdino.inference.prompts import Categories
+from groundingdino.inference.vocabulary import Vocabulary
 
 IMAGES_AT_ONCE = 500  # matched together
 MAX_DETECTIONS = (1, 10, 100)  # per image and category; the last is that of AP
@@ -92,6 +93,7 @@ class CocoDetection:
     images: Path
     path: Path  # of the annotation file, for messages
     names_per_caption: int | None = None  # None: as many as its tokens allow
+    vocabulary: Vocabulary | None = None  # prompts of the categories; None: their names
     allow_outside: bool = False  # file names may be absolute or leave the folder
 
     @classmethod
@@ -104,7 +106,8 @@ class CocoDetection:
 
     def questions(self) -> Sequence[Question]:
         """Each image with the names of all categories as mmdet prompts them."""
-        prompts = (Categories(self.truth.names, self.names_per_caption),)
+        plain = Categories(self.truth.names, self.names_per_caption)
+        prompts = (plain if self.vocabulary is None else self.vocabulary.select(self.truth.names),)
         images = self.truth.document["images"]
         files = [image_file(self.images, image, self.path, self.allow_outside) for image in images]
         return [Question(file, prompts, (image["id"],)) for file, image in zip(files, images, strict=True)]
@@ -125,6 +128,10 @@ class CocoDetection:
             "prompt": f'all {len(self.truth.names)} category names, "a. b. c. ", {captions} at once',
             "boxes": "300 best box-category pairs of each caption, no NMS",
         }
+        if self.vocabulary is not None:
+            chosen = self.vocabulary.select(self.truth.names).names
+            text["prompt"] = "; ".join(f"{one.name}: {', '.join(one.texts)}" for one in chosen)
+            text["negatives"] = ", ".join(negative for one in chosen for negative in one.negatives) or "none"
         if self.truth.split is not None:
             text["split"] = f"{len(self.truth.split.base)} base and {len(self.truth.split.novel)} novel categories"
         return text

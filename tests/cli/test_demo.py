@@ -30,7 +30,7 @@ def test_it_serves_a_page_of_the_checkpoints_model_where_it_was_told_to(checkpoi
             launched.append(options)
 
     monkeypatch.setattr(
-        demo_page, "build_page", lambda predictor, samples: built.append((predictor, samples)) or Page()
+        demo_page, "build_page", lambda predictor, samples, _: built.append((predictor, samples)) or Page()
     )
     assert run("--checkpoint", checkpoint, "--samples", tmp_path, "--port", port, "--precision", "bf16") == 0
     ((predictor, samples),) = built

@@ -15,6 +15,7 @@ from groundingdino.inference.predictor import DetectionFilter, Predictor
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import draw_detections
+from groundingdino.inference.vocabulary import Name, Vocabulary
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -48,6 +49,8 @@ def test_the_fields_mean_the_prompt_of_their_mode(mode, text, expected):
 
 def test_fields_that_name_nothing_are_refused_with_a_hint():
     assert prompt_of("referring", "a man", subject_scoring=True).scoring == "subject"
+    vocabulary = Vocabulary((Name("cat", ("cat", "kitten")),))
+    assert prompt_of("categories", "cat, dog", vocabulary=vocabulary) == Vocabulary((*vocabulary.names, Name("dog")))
     with pytest.raises(ValueError, match="type what to look for: names"):
         prompt_of("categories", "  ")
     with pytest.raises(ValueError, match="no brackets"):

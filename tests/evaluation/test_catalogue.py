@@ -19,7 +19,7 @@ from groundingdino.evaluation.catalogue import CATALOGUE, Request, combine
 from groundingdino.evaluation.detection_misses import save_detection_misses
 from groundingdino.evaluation.report import Figures
 from groundingdino.inference.prompts import Spans, resolve
-from groundingdino.inference.vocabulary import plain_names
+from groundingdino.inference.vocabulary import Name, Vocabulary, plain_names
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.runtime import distributed
 
@@ -185,6 +185,17 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):
         dod.read_plain_pickle(tmp_path / "groups.pkl")
     (tmp_path / "groups.pkl").write_bytes(pickle.dumps({np.int64(3): np.array([1.5])}))
     assert dod.read_plain_pickle(tmp_path / "groups.pkl") == {3: np.array([1.5])}
+
+
+def test_coco_categories_may_have_other_prompts(data):
+    vocabulary = Vocabulary((Name("cat", ("cat", "kitten"), ("toy",)),))
+    (part,) = CATALOGUE["coco"].parts(Request(data / "coco", "val2017", vocabulary=vocabulary))
+    protocol = part.load()
+    (prompt,) = protocol.questions()[0].prompts
+    assert prompt == vocabulary.select(protocol.truth.names) and prompt.shown == protocol.truth.names
+    figures = evaluate(tiny_model(), protocol, OPTIONS).figures
+    assert 0 <= figures.values["AP"] <= 1
+    assert protocol.description()["prompt"] != protocol_of(data, "coco", "val2017").description()["prompt"]
 
 
 def test_missing_odinw_sets_are_listed_and_left_out_of_the_average(data):
