@@ -284,3 +284,17 @@ def test_the_arguments_of_a_job_do_not_depend_on_the_folder_that_it_runs_in(plac
     arguments = label.Arguments((Path("photos"),), names="names.yaml", out=Path("out"), ray="auto")
     assert everywhere(arguments).images == (place / "photos",)
     assert everywhere(arguments).names == str(place / "names.yaml") and everywhere(arguments).out == place / "out"
+
+
+def test_the_tracking_example_of_the_page_runs(place, capsys):
+    if not hasattr(pytest.importorskip("supervision"), "ByteTrack"):
+        pytest.skip("this supervision has no ByteTrack")
+    (place / "labels").mkdir()
+    frames = [
+        {"frame": 5 * n, "detections": [{"box": [10 + n, 10, 60 + n, 60], "score": 0.9, "label": 0}]} for n in range(4)
+    ]
+    (place / "labels" / "labels.jsonl").write_text("".join(json.dumps(frame) + "\n" for frame in frames))
+    page = (REPOSITORY / "docs" / "labelling.md").read_text().split("## Tracking")[1]
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    tracks = [line.split(" [[")[0] for line in capsys.readouterr().out.splitlines()]
+    assert tracks == ["0 [1]", "5 [1]", "10 [1]", "15 [1]"]
