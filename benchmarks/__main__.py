@@ -9,6 +9,10 @@ BENCHMARKS = {
     "training": ("training", "a training step with and without activation checkpointing, beside transformers"),
     "categories": ("categories", "80 and 1,203 names in one image"),
     "ms_deform_attn": ("ms_deform_attn", "deformable attention's kernel against the composite"),
+    "contention": (
+        "contention",
+        "training, prediction and evaluation alone and beside a busy process",
+    ),
     "scale": ("scale", "growth with image size, tokens, batch, sentences and ranks, as plots"),
     "counts": ("step_counts", "operators and host reads of a training step"),
     "data": ("data_loading", "images a second and core, large annotation files, memory of a loader worker"),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from benchmarks import workload
 
 ROOT = Path(__file__).parents[1]
-Size = Literal["swin_t", "swin_b", "swin_l"]
+Size = Literal["swin_t", "swin_b", "swin_l", "quickstart"]
 BEST = 100  # boxes of an image that are compared
 TABLE = "| | measured | target | |\n|---|---|---|---|"
 TOLERANCE = 1e-4  # of a score, and of a box and its score: sum over the five numbers, all in [0, 1]
@@ -54,16 +54,17 @@ class Options:
 class Worker:
     """A running side; `call` waits for its answer."""
 
-    def __init__(self, side: str, folder: Path, threads: int, environment: dict[str, str] | None = None) -> None:
-        # Each side decides itself about THP_MEM_ALLOC_ENABLE, whatever this process has set.
-        inherited = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    def __init__(self, side: str, folder: Path, threads: int, environment: dict[str, str | None] | None = None) -> None:
+        # Each side decides itself about these two, whatever this process has set. None: unset.
+        unset = dict.fromkeys(("THP_MEM_ALLOC_ENABLE", "GOMP_SPINCOUNT"))
+        wanted = os.environ | unset | {"OMP_NUM_THREADS": str(threads)} | (environment or {})
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side, str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=inherited | {"OMP_NUM_THREADS": str(threads)} | (environment or {}),
+            env={key: value for key, value in wanted.items() if value is not None},
         )
 
     def send(self, call: str, inputs: Path | None = None, result: Path | None = None, **arguments: Any) -> None:

@@ -17,7 +17,7 @@ from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.prompts import Categories, Referring, resolve
 from groundingdino.inputs.images import ImageGeometry, ResizedImage
 from groundingdino.inputs.text import default_tokenizer
-from groundingdino.runtime import distributed
+from groundingdino.runtime import distributed, threads
 from groundingdino.runtime.devices import tune_process
 from groundingdino.structures import ImageBatch, Targets, TextBatch
 from groundingdino.training.criterion import Criterion
@@ -73,6 +73,13 @@ class Side:
         last = self.model(images_of(inputs), text_of(inputs)).layers[-1]
         return {"scores": last.logits.amax(-1).sigmoid(), "boxes": last.boxes}
 
+    def predict(self, inputs: Inputs) -> dict[str, float]:
+        """One image from its pixels to boxes, as the predictor is used."""
+        height, width = inputs["photograph"].shape[1:]
+        self.predictor.scale = min(height, width), max(height, width)  # as it is
+        self.predictor.predict(inputs["photograph"], referring="the man in the red shirt on the left")
+        return {}
+
     @torch.inference_mode()
     def image_half(self, inputs: Inputs) -> dict[str, float]:
         """What is computed once for all prompts of an image."""
@@ -81,6 +88,7 @@ class Side:
 
     def train(self, inputs: Inputs, checkpointing: bool) -> dict[str, float]:
         """Forward, loss and backward, denoising queries included."""
+        threads.adjust()  # as `Learner.step` does
         self.model.train().set_activation_checkpointing(checkpointing)
         loss = self.step(images_of(inputs), text_of(inputs), targets_of(inputs))["loss"]
         loss.backward()

@@ -55,6 +55,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     # One module a side: the process of transformers must not import groundingdino, which sets how memory is allocated.
+    if name == "ours":
+        from groundingdino.runtime import bootstrap
+
+        bootstrap.wait_briefly()  # as every program of the library does
     side = import_module(f"benchmarks.side_{name}").Side(Path(folder), int(threads))
     serve(side, sys.stdin, answers)
     side.close()

@@ -1,5 +1,6 @@
 """What is measured: random weights of a real size in both formats, images of noise, sentences, targets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from benchmarks.random_checkpoint import random_model
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.model_file import save_detector
-from groundingdino.config import MODEL_PRESETS
+from groundingdino.config import MODEL_PRESETS, quickstart_model
 from groundingdino.inputs import text
 from groundingdino.inputs.images import collate_images
 
@@ -23,6 +24,10 @@ SENTENCES = (
     "the small dog lying in front of the couch",
     "white bus in the back",
 )
+CONFIGS = MODEL_PRESETS | {
+    # transformers ties this width to half of the image layers': 128 instead of 256.
+    "quickstart": lambda: replace(quickstart_model(), text_layer_ffn_width=128),
+}
 BORDER_BIAS = 0.05  # little beside a feature, much beside nothing
 BOX_STEP = 0.5  # of what a random box head would move a box
 
@@ -51,11 +56,13 @@ def write_models(folder: Path, size: str, with_transformers: bool = True) -> Non
 
     The final logits have no bias, so that scores fill more of [0, 1] than its lowest hundredth.
     """
-    model = random_model(MODEL_PRESETS[size]())
+    model = random_model(CONFIGS[size]())
     with torch.no_grad():
         model.query_embedding.weight.copy_(model.query_embedding.weight[:1].expand_as(model.query_embedding.weight))
         words = torch.tensor([1.0, -1.0]).repeat(model.config.width // 2)
-        model.get_parameter("feature_enhancer.layers.5.text_layer.ffn_norm.bias").copy_(words)
+        model.get_parameter(
+            f"feature_enhancer.layers.{model.config.enhancer_layers - 1}.text_layer.ffn_norm.bias"
+        ).copy_(words)
         model.query_selection.fc.bias.copy_(-BORDER_BIAS * words)
         model.query_selection.norm.bias.zero_()
         for contrastive_head in model.decoder.contrastive_heads:

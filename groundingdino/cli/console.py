@@ -19,6 +19,8 @@ from typing import Any, TextIO, TypeVar
 
 import tyro
 
+from groundingdino.runtime import bootstrap
+
 T = TypeVar("T")
 
 TRAIN_PACKAGES = ("scipy", "pycocotools", "tensorboard", "matplotlib")  # of the extra `train`
@@ -116,6 +118,7 @@ def _is_installed(package: str) -> bool:
 def run(prog: str, command: Callable[[], int]) -> int:
     """The exit code of `command`; whatever the user can fix, and an interruption, ends in one line."""
     show_log(prog)
+    bootstrap.wait_briefly()
     try:
         return command()
     except BrokenPipeError:  # whoever reads our output has seen enough, e.g. `head`

@@ -24,7 +24,7 @@ from groundingdino.inputs.images import ImageGeometry, ResizedImage, collate_ima
 from groundingdino.inputs.text import collate_text
 from groundingdino.model.detector import GroundingDINO
 from groundingdino.model.image_tokens import ImageTokens
-from groundingdino.runtime import devices
+from groundingdino.runtime import devices, threads
 from groundingdino.structures import ImageBatch, TextBatch, to_device
 
 TOP_K_PER_CAPTION = 300  # mmdet's cut, for each chunk of a category list
@@ -119,6 +119,7 @@ class Engine:
     @torch.no_grad()
     def encode_batch(self, batch: ImageBatch, geometries: Sequence[ImageGeometry]) -> list[EncodedImage]:
         """`encode_images` of a batch that is collated already."""
+        threads.adjust()
         batch = to_device(batch, self.device)
         batch = replace(batch, pixels=batch.pixels.to(self._dtype))
         with devices.autocast(self.device, self._autocast):
@@ -230,6 +231,7 @@ class Engine:
     @torch.no_grad()
     def _detect(self, work: Sequence[_Work]) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, T) and boxes (B, Q, 4), float32."""
+        threads.adjust()
         text = to_device(collate_text([item.chunk.caption for item in work], self.model.config.max_tokens), self.device)
         tokens = work[0].image.tokens.take([item.image.row for item in work])
         with devices.autocast(self.device, self._autocast):

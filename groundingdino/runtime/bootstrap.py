@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 
+SPIN_COUNT, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"  # of GCC's OpenMP, which torch's wheels bring
+BRIEF = "10000"  # turns of a waiting thread's loop, a fifth of a millisecond; its default, 300,000, is a time slice
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 # What libtorch_npu.so and its own libraries link against and its wheel does not bring.
 CANN_LIBRARIES = ("libascendcl.so", "libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so")
@@ -40,3 +42,13 @@ def import_torch_without_cann() -> None:
         importlib.import_module("torch")
     finally:
         del os.environ[AUTOLOAD]
+
+
+def wait_briefly() -> None:
+    """Let a thread of torch's that waits for the others soon give its core to them.
+
+    For our own programs, before torch is imported, as its OpenMP library reads the environment when it is loaded: it
+    does nothing later, or where the user has decided. Beside other programs the others may be waiting for that core.
+    """
+    if "torch" not in sys.modules and WAIT_POLICY not in os.environ:
+        os.environ.setdefault(SPIN_COUNT, BRIEF)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from groundingdino.runtime import bootstrap
+from groundingdino.runtime import bootstrap, threads
 
 DEVICE_TYPES = ("cpu", "cuda", "npu", "mps")
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -127,6 +127,8 @@ def tune_process(device: torch.device, *, fast_fp32: bool = False) -> None:
       Without them half of a CPU run is page faults. torch reads it at its first large allocation.
     * cpu: glibc's allocator keeps freed memory (`mallopt` M_MMAP_MAX and M_TRIM_THRESHOLD), unless
       MALLOC_MMAP_MAX_ or MALLOC_TRIM_THRESHOLD_ is set.
+    * cpu, Linux: before each step and image torch's number of threads is set to the cores that other programs leave
+      free (`runtime.threads`), unless OMP_NUM_THREADS is set. Rounding may differ with the number of threads.
     * cuda: TF32 for matmuls and convolutions: `fast_fp32`.
     * npu: HF32 for matmuls and convolutions: `fast_fp32`.
 
@@ -137,6 +139,7 @@ def tune_process(device: torch.device, *, fast_fp32: bool = False) -> None:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if device.type == "cpu":
         _keep_freed_memory()
+        threads.follow_free_cores()
     elif device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = fast_fp32
         torch.backends.cudnn.allow_tf32 = fast_fp32

@@ -15,7 +15,7 @@ from groundingdino.config import TrainConfig
 from groundingdino.data.batch import Batch
 from groundingdino.model import GroundingDINO
 from groundingdino.model.denoising import DenoisingNoise, num_groups
-from groundingdino.runtime import devices, distributed
+from groundingdino.runtime import devices, distributed, threads
 from groundingdino.structures import ImageBatch, Targets, TextBatch, to_device
 from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion
@@ -87,6 +87,7 @@ class Learner:
         Returns:
             The loss terms, averaged over the micro-batches, and the gradient norm before clipping, on the device.
         """
+        threads.adjust()
         optim.train_mode(self.model, self.config.freeze)
         optim.set_lr(self.optimizer, self.lr * factor)
 
