@@ -4,8 +4,9 @@
     groundingdino export model.safetensors out/ --images photo.jpg --caption "a cat. remote control."
     groundingdino export model.safetensors out/ --categories names.txt
 
-The folder gets model.onnx, tokenizer.json and example.py, which runs them without this package. Needs the extra:
-pip install "groundingdino[export]". Exit code 1: an answer in float32 differs by more than 0.001.
+The folder gets model.onnx (or, with --halves, three graphs), tokenizer.json and example.py, which runs them without
+this package. Needs the extra: pip install "groundingdino[export]". Exit code 1: an answer in float32 differs by more
+than 0.001, given the same proposals, or the graph chose proposals that score less by so much.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ import tyro
 from groundingdino.cli import console, loading
 
 if TYPE_CHECKING:
-    from groundingdino.inference import export
+    from groundingdino.inference import export, export_check
     from groundingdino.model.detector import GroundingDINO
 
 
@@ -36,10 +37,15 @@ class Arguments:
     """format"""
     form: Literal["text", "x-anylabeling"] = "text"
     """names of the inputs: ours, or those that X-AnyLabeling feeds (with its .yaml)"""
-    categories: Path | None = None
-    """file with a name a line: the text becomes part of the graph, which gives one score for each name"""
+    categories: str | None = None
+    """names that become part of the graph, with a score for each and no logits: names.txt, names.yaml or coco, ..."""
+    halves: bool = False
+    """three graphs: image.onnx once for each image, text.onnx once for each caption, detect.onnx for each pair"""
+    dynamic: bool = False
+    """a graph for images of any size"""
     size: tuple[int, int] = (800, 1333)
-    """height and width of the image that the graph takes; a smaller one is padded with zeros"""
+    """height and width of the image that the graph takes; a smaller one is padded with zeros. With --dynamic those that
+    images are fitted into"""
     opset: int = 20
     """version of ONNX's operators; 20 or later"""
     fp16: bool = False
@@ -58,32 +64,36 @@ def export_model(arguments: Arguments) -> int:
         raise ValueError(f'{" and ".join(missing)} missing: pip install "groundingdino[export]"')
     if arguments.opset < 20:
         raise ValueError(f"opset {arguments.opset}: 20 is the first with GridSample and Gelu as they are needed here")
-    if arguments.categories and arguments.form != "text":
-        raise ValueError(
-            "--categories and --form x-anylabeling exclude each other: X-AnyLabeling sends the text itself"
-        )
+    wanted = (arguments.form != "text", arguments.categories is not None, arguments.halves)
+    options_asked = ("--form x-anylabeling", "--categories", "--halves")
+    chosen = [name for name, asked in zip(options_asked, wanted, strict=True) if asked]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} exclude each other: export twice")
 
     from groundingdino.checkpoints.model_file import load_detector
-    from groundingdino.inference import export
+    from groundingdino.inference import export, export_check
     from groundingdino.inputs.images import open_image
     from groundingdino.runtime.files import atomic_folder, write_text
 
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they tell of every operator that they leave as it is
         logging.getLogger(name).setLevel(logging.ERROR)
     pictures = [open_image(path) for path in arguments.images] or [_scene()]
-    form = _form(arguments, load_detector(checkpoint).eval())
-    options = export.Options(arguments.size, arguments.opset, arguments.fp16)
+    model = load_detector(checkpoint).eval()
+    forms = export.halves(model) if arguments.halves else {"model.onnx": _form(arguments, model)}
+    options = export.Options(arguments.size, arguments.dynamic, arguments.opset, arguments.fp16)
     text = export.encode_caption(arguments.caption)
-    given = [(export.fitted_image(picture, options.size), text) for picture in pictures]
-    expected = [export.answer_here(form, *each) for each in given]
+    given = [(export.fitted_image(picture, options), text) for picture in pictures]
     with atomic_folder(arguments.folder) as folder:
-        export.write_onnx(form, folder, options)
+        export.write_onnx(forms, folder, options)
         if arguments.form == "x-anylabeling":
-            write_text(folder / "x-anylabeling.yaml", _settings(arguments, form.model.config.name))
+            write_text(folder / "x-anylabeling.yaml", _settings(arguments, model.config.name))
     print(f"wrote {arguments.folder}: {', '.join(sorted(path.name for path in arguments.folder.iterdir()))}")
-    session = export.Session(arguments.folder / export.MODEL_FILE)
-    parities = [export.compare(session.answer(form, *each), own) for each, own in zip(given, expected, strict=True)]
+    graphs = export_check.Graphs(forms, arguments.folder)
+    found = [graphs.answer(*each) for each in given]
+    del graphs
+    whole = export_check.Model(next(iter(forms.values())))
     names = [str(path) for path in arguments.images] or ["a drawn scene"]
+    parities = [whole.parity(answer, *each) for answer, each in zip(found, given, strict=True)]
     print("\n".join(f"{name}: {_line(parity)}" for name, parity in zip(names, parities, strict=True)))
     return 0 if arguments.fp16 or all(parity.within for parity in parities) else 1
 
@@ -98,12 +108,12 @@ def _scene():
 
 def _form(arguments: Arguments, model: "GroundingDINO") -> "export.Form":
     from groundingdino.inference import export
-    from groundingdino.inference.prompts import Categories, resolve
+    from groundingdino.inference.prompts import resolve
+    from groundingdino.inference.vocabulary import read_vocabulary
     from groundingdino.inputs.text import default_tokenizer
 
     if arguments.categories is not None:
-        lines = loading.regular_file(arguments.categories).read_text(encoding="utf-8").splitlines()
-        names = Categories([line.strip() for line in lines if line.strip()])
+        names = read_vocabulary(arguments.categories)
         return export.CategoryForm(model, resolve(names, default_tokenizer(), model.config.max_tokens))
     return (export.XAnyLabelingForm if arguments.form == "x-anylabeling" else export.TextForm)(model)
 
@@ -125,12 +135,17 @@ def _settings(arguments: Arguments, name: str) -> str:
     return "".join(f"{key}: {value}\n" for key, value in rows.items())
 
 
-def _line(parity: "export.Parity") -> str:
+def _line(parity: "export_check.Parity") -> str:
+    from groundingdino.inference.export_check import BEST
+
+    others = (
+        f"; {parity.other_proposals} proposals are others, and score" if parity.other_proposals else ", which score"
+    )
     return (
         f"largest difference {parity.scores:.1e} (logits or scores), {parity.boxes:.1e} (boxes); "
-        f"{parity.rows - parity.rows_apart} of {parity.rows} rows equal; best detections "
-        f"{'the same' if parity.same_detections else 'DIFFER'}; onnxruntime {parity.seconds:.2f} s, "
-        f"torch {parity.seconds_here:.2f} s"
+        f"{parity.rows - parity.rows_apart} of {parity.rows} rows equal with the graph's proposals{others}, "
+        f"which score {parity.selection:.0e} less at the most; {parity.same_detections} of the {BEST} "
+        f"best detections the same; onnxruntime {parity.seconds:.2f} s, torch {parity.seconds_here:.2f} s"
     )
 
 

@@ -1,24 +1,25 @@
-"""A detector as an ONNX file that needs no Python of ours, and how far onnxruntime's answers are from the model's.
+"""A detector as graphs that need no Python of ours: ONNX files and torch's exported programs.
 
-    write_onnx(model, TextForm, Path("out"), Options(size=(800, 1333)))
+    forms = {"model.onnx": TextForm(model)}
+    write_onnx(forms, Path("out"), Options(size=(800, 1333)))
 
 The graph is torch.export's: deformable attention becomes GridSample and window attention plain matmuls, so every
 operator is ONNX's own. A graph of a fixed size takes smaller images too, padded with zeros on the right and at the
-bottom: it finds the padding by itself. One image a call.
+bottom: it finds the padding by itself. One image a call. `export_check` says how far a written graph is from the model.
 
-Axes: B = 1 image, H/W pixels, T text tokens, Q queries, C categories.
+Axes: B = 1 image, H/W pixels, L levels, T text tokens, D width, Q queries, C categories.
 """
 
 import json
+import math
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,16 +27,19 @@ from groundingdino.inference.postprocess import category_scores
 from groundingdino.inference.prompts import ResolvedPrompt
 from groundingdino.inputs.images import DEFAULT_SCALE, normalize, to_tensor
 from groundingdino.inputs.text import collate_text, default_tokenizer, finish_caption
+from groundingdino.model.backbone import WindowAttention
 from groundingdino.model.detector import GroundingDINO
+from groundingdino.model.image_tokens import flatten_levels
 from groundingdino.ops import ms_deform_attn_reference, window_attention_reference
 from groundingdino.ops.ms_deform_attn.op import pairs
 from groundingdino.ops.window_attention import Windows
 from groundingdino.structures import ImageBatch, TextBatch
 
-MODEL_FILE, TOKENIZER_FILE, EXAMPLE_FILE = "model.onnx", "tokenizer.json", "example.py"
-TOLERANCE = 1e-3  # largest difference of a logit, score or box that a float32 export may have
-BEST = 10  # detections that are compared as a set
+TOKENIZER_FILE, EXAMPLE_FILE = "tokenizer.json", "example.py"
+SIDE_STEP = 32  # pixels: a graph for any size pads to multiples of the backbone's last stride
+LARGEST_SIDE = 4096
 Size = tuple[int, int]  # (height, width)
+Values = dict[str, Tensor]  # by the names of inputs and outputs
 
 
 @dataclass(frozen=True)
@@ -43,26 +47,9 @@ class Options:
     """How a graph is written."""
 
     size: Size = DEFAULT_SCALE  # of the image that it takes
+    dynamic: bool = False  # it takes any size instead, and computes with the next that `SIDE_STEP` divides
     opset: int = 20
     fp16: bool = False  # weights and arithmetic in half precision; inputs and outputs stay float32
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far onnxruntime's answer for one image is from the model's."""
-
-    scores: float  # the largest difference of a logit or score
-    boxes: float  # the largest difference of a coordinate, of the image's side
-    rows: int  # queries
-    rows_apart: int  # queries with a difference beyond TOLERANCE
-    same_detections: bool  # whether the BEST detections are the same
-    seconds: float  # of onnxruntime
-    seconds_here: float  # of the model with its own kernels
-
-    @property
-    def within(self) -> bool:
-        """Whether every number is within TOLERANCE, and the best detections are the same."""
-        return self.rows_apart == 0 and self.same_detections
 
 
 class Form(nn.Module):
@@ -74,17 +61,22 @@ class Form(nn.Module):
     def __init__(self, model: GroundingDINO) -> None:
         super().__init__()
         self.model = model
+        self.dynamic = False  # see `Options`
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return self.model.level_embedding.dtype
 
     def images(self, pixels: Tensor) -> ImageBatch:
         """The batch of one normalised image; pixels (1, 3, H, W)."""
+        if self.dynamic:
+            height, width = (-(-side // SIDE_STEP) * SIDE_STEP - side for side in pixels.shape[2:])
+            pixels = F.pad(pixels, (0, width, 0, height))
         # No 8-bit pixel is exactly the mean, so zeros are padding. Its size is known to the graph alone: none is given.
         real = (pixels != 0).any(dim=1)
         valid = real.any(dim=2)[:, :, None] & real.any(dim=1)[:, None]
-        return ImageBatch(pixels.to(self.model.level_embedding.dtype), valid, ((0, 0),) * len(pixels))
-
-    def answer(self, images: ImageBatch, text: TextBatch) -> tuple[Tensor, Tensor]:
-        """Forward's outputs for one image, padded by a size that is known."""
-        raise NotImplementedError
+        return ImageBatch(pixels.to(self.dtype), valid, ((0, 0),) * len(pixels))
 
 
 class TextForm(Form):
@@ -121,14 +113,16 @@ class XAnyLabelingForm(TextForm):
 class CategoryForm(Form):
     """An image in; boxes and one score for each name out. The text is part of the graph, the text encoder is not.
 
+    A name with several prompts has the score of the best of them.
+
     Raises:
-        ValueError: if the names do not fit into one caption.
+        ValueError: if the names do not fit into one caption, or have negatives.
     """
 
     inputs = ("pixels",)
     outputs = ("scores", "boxes")
     tokens: Tensor  # (1, T, D) of the text encoder
-    positive_map: Tensor  # (C, T) bool
+    positive_map: Tensor  # (C * P, T) bool, for each name its prompts, the last one repeated up to P
     token_ids: Tensor
     position_ids: Tensor
     attends: Tensor
@@ -142,11 +136,15 @@ class CategoryForm(Form):
                 f"{len(prompt.names)} names need {len(prompt.chunks)} captions, and an exported graph has one: export "
                 f"the first {first} and the others apart"
             )
+        if prompt.vocabulary is not None and prompt.vocabulary.roles.rivals:
+            name = prompt.names[prompt.vocabulary.roles.rivals[0][0]]
+            raise ValueError(f"{name!r} has negatives, which a graph does not know: leave them out")
         self.names = prompt.names
+        self.thresholds = None if prompt.vocabulary is None else prompt.vocabulary.thresholds
         text = collate_text([prompt.chunks[0].caption], model.config.max_tokens)
         with torch.no_grad():
             tokens = model.encode_text(text)
-        fixed = vars(text) | {"tokens": tokens, "positive_map": prompt.chunks[0].positive_map}
+        fixed = vars(text) | {"tokens": tokens, "positive_map": _prompts_by_name(prompt)}
         for name, tensor in fixed.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -158,16 +156,84 @@ class CategoryForm(Form):
         """Forward's outputs for one image, padded by a size that is known; for the names, whatever the text."""
         own = TextBatch(self.token_ids, self.position_ids, self.attends, self.valid)
         prediction = self.model.detect(self.model.encode_image(images), self.tokens, own).layers[-1]
-        return category_scores(prediction.logits.float(), self.positive_map), prediction.boxes.float()
+        scores = category_scores(prediction.logits.float(), self.positive_map)  # (1, Q, C * P)
+        return scores.unflatten(-1, (len(self.names), -1)).amax(-1), prediction.boxes.float()
 
 
-def inputs_for(form: Form, pixels: Tensor, text: TextBatch) -> tuple[Tensor, ...]:
-    """The arguments of the form's forward for normalised pixels (1, 3, H, W)."""
+def _prompts_by_name(prompt: ResolvedPrompt) -> Tensor:
+    """(C * P, T): what `CategoryForm` keeps as its positive map."""
+    positive_map = prompt.chunks[0].positive_map
+    assert positive_map is not None  # a list of names has one
+    owners = range(len(prompt.names)) if prompt.vocabulary is None else prompt.vocabulary.roles.owners
+    rows = [[row for row, owner in enumerate(owners) if owner == name] for name in range(len(prompt.names))]
+    most = max(map(len, rows))
+    return positive_map[[row for own in rows for row in own + own[-1:] * (most - len(own))]]
+
+
+class ImageHalf(Form):
+    """An image in; what is computed once for all captions out."""
+
+    inputs = ("pixels",)
+
+    def __init__(self, model: GroundingDINO) -> None:
+        super().__init__(model)
+        self.outputs = (*level_names(model), "image_valid")
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """L maps (1, D, H_l, W_l), and which pixels are no padding, (1, H, W) bool."""
+        images = self.images(pixels)
+        levels = self.model.neck(self.model.backbone(images.pixels))
+        return (*(level.float() for level in levels), images.valid)
+
+
+class TextHalf(Form):
+    """A caption's tokens in; what is computed once for all images out."""
+
+    inputs = ("token_ids", "position_ids", "attends", "valid")
+    outputs = ("text_features",)
+
+    def forward(self, token_ids: Tensor, position_ids: Tensor, attends: Tensor, valid: Tensor) -> tuple[Tensor]:
+        """(1, T, D)."""
+        return (self.model.encode_text(TextBatch(token_ids, position_ids, attends, valid)).float(),)
+
+
+class DetectHalf(Form):
+    """What the two halves gave in; logits and boxes out, as TextForm's."""
+
+    outputs = ("logits", "boxes")
+
+    def __init__(self, model: GroundingDINO) -> None:
+        super().__init__(model)
+        self.inputs = ("text_features", "position_ids", "attends", "valid", "image_valid", *level_names(model))
+
+    def forward(
+        self, text_features: Tensor, position_ids: Tensor, attends: Tensor, valid: Tensor, image_valid: Tensor,
+        *levels: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Logits (1, Q, T) before the sigmoid and boxes (1, Q, 4), cxcywh in [0, 1] of the unpadded image."""
+        images = ImageBatch(image_valid[:, None], image_valid, ((0, 0),) * len(image_valid))
+        tokens = flatten_levels([level.to(self.dtype) for level in levels], self.model.level_embedding, images)
+        text = TextBatch(position_ids, position_ids, attends, valid)  # the token numbers have had their use
+        prediction = self.model.detect(tokens, text_features.to(self.dtype), text).layers[-1]
+        return prediction.logits.float(), prediction.boxes.float()
+
+
+def level_names(model: GroundingDINO) -> tuple[str, ...]:
+    """Names of the feature maps."""
+    return tuple(f"level_{number}" for number in range(model.config.num_levels))
+
+
+def halves(model: GroundingDINO) -> dict[str, Form]:
+    """The model as three graphs, in the order in which they are run."""
+    return {"image.onnx": ImageHalf(model), "text.onnx": TextHalf(model), "detect.onnx": DetectHalf(model)}
+
+
+def first_values(pixels: Tensor, text: TextBatch) -> Values:
+    """Normalised pixels (1, 3, H, W) and a caption under the names of every form's inputs."""
     named = {"pixels": pixels, "token_ids": text.token_ids, "position_ids": text.position_ids}
     named |= {"attends": text.attends, "valid": text.valid}
     named |= {"img": pixels, "input_ids": text.token_ids, "token_type_ids": torch.zeros_like(text.token_ids)}
-    named |= {"attention_mask": text.valid, "text_token_mask": text.attends}
-    return tuple(named[name] for name in form.inputs)
+    return named | {"attention_mask": text.valid, "text_token_mask": text.attends}
 
 
 def encode_caption(caption: str) -> TextBatch:
@@ -175,29 +241,92 @@ def encode_caption(caption: str) -> TextBatch:
     return collate_text([default_tokenizer().encode(finish_caption(caption))])
 
 
-def fitted_image(image: Image.Image, size: Size) -> ImageBatch:
-    """The image, its proportions kept, fitted into `size` and padded with zeros."""
-    ratio = min(size[0] / image.height, size[1] / image.width)
+def fitted_image(image: Image.Image, options: Options) -> ImageBatch:
+    """The image, its proportions kept, fitted into the size and padded with zeros as the graph needs it."""
+    ratio = min(options.size[0] / image.height, options.size[1] / image.width)
     width, height = max(int(image.width * ratio), 1), max(int(image.height * ratio), 1)
+    size = options.size
+    if options.dynamic:
+        size = -(-height // SIDE_STEP) * SIDE_STEP, -(-width // SIDE_STEP) * SIDE_STEP
     pixels, valid = torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.bool)
     normalize(to_tensor(image.resize((width, height), Image.Resampling.BILINEAR)), out=pixels[0, :, :height, :width])
     valid[:, :height, :width] = True
     return ImageBatch(pixels, valid, ((height, width),))
 
 
-def export_program(form: Form, size: Size) -> torch.export.ExportedProgram:
-    """The form as a graph of aten operators, for images of one size and any number of text tokens.
+def _free_axes(form: Form, name: str, dynamic: bool) -> dict[int, Any]:
+    """Axes of an input whose size is not fixed, with their ranges."""
+    config = form.model.config
+    tokens = torch.export.Dim("tokens", min=3, max=config.max_tokens)
+    if name in ("attends", "text_token_mask"):
+        return {1: tokens, 2: tokens}
+    if name not in ("pixels", "img", "image_valid", *level_names(form.model)):
+        return {1: tokens}
+    if not dynamic:
+        return {}
+    # The finest map alone has a token for every query, so that so many are always chosen.
+    least, most = math.isqrt(config.num_queries - 1) + 1, LARGEST_SIDE // 4
+    if not name.startswith("level"):
+        least, most = least * 4 * 2 ** config.backbone.out_stages[0], LARGEST_SIDE
+    elif name != "level_0":
+        least = 2
+    first = 1 if name == "image_valid" else 2
+    sides = (f"{name}_height", f"{name}_width")
+    return {axis: torch.export.Dim(side, min=least, max=most) for axis, side in enumerate(sides, start=first)}
 
-    The form's parameters no longer require gradients.
+
+def export_program(form: Form, values: Values, dynamic: bool = False) -> torch.export.ExportedProgram:
+    """The form as a graph of aten operators, for any number of text tokens, and images of one size or of any.
+
+    `values` are inputs to trace it with, where sizes that stay free differ. The parameters no longer require gradients.
     """
-    arguments = inputs_for(form, torch.randn(1, 3, *size), encode_caption("a cat. remote control."))
-    tokens = torch.export.Dim("tokens", min=3, max=form.model.config.max_tokens)
-    shapes = tuple({} if each.dim() == 4 else dict.fromkeys(range(1, each.dim()), tokens) for each in arguments)
-    program = torch.export.export(form.requires_grad_(False), arguments, dynamic_shapes=shapes, strict=False)
-    return program.run_decompositions({
-        torch.ops.groundingdino.ms_deform_attn.default: _deformable_attention,
-        torch.ops.groundingdino.window_attention.default: _window_attention,
-    })  # fmt: skip
+    form.dynamic = dynamic
+    arguments = tuple(values[name] for name in form.inputs)
+    shapes: Any = tuple(_free_axes(form, name, dynamic) for name in form.inputs)
+    if isinstance(form, DetectHalf):  # its last argument is a tuple
+        shapes = (*shapes[:5], shapes[5:])
+    for module in form.modules():
+        if isinstance(module, WindowAttention):
+            module.position_bias()  # what it keeps for later calls must not come from the trace
+    return torch.export.export(form.requires_grad_(False), arguments, dynamic_shapes=shapes, strict=False)
+
+
+def write_onnx(forms: Mapping[str, Form], folder: Path, options: Options) -> None:
+    """Write graphs under their file names, in the order in which they are run, and what their users need.
+
+    That is the tokenizer and an example program. The files have passed onnx.checker with shape inference. Needs the
+    extra `export`.
+    """
+    size = (310, 410) if options.dynamic else options.size
+    values = first_values(torch.randn(1, 3, *size), encode_caption("a cat. remote control."))
+    for file, form in forms.items():
+        form = form.half() if options.fp16 else form
+        _write_graph(form, values, folder / file, options)
+        if len(forms) > 1:
+            values |= zip(form.outputs, form(*(values[name] for name in form.inputs)), strict=True)
+    default_tokenizer().save(folder / TOKENIZER_FILE)
+    shutil.copy(Path(__file__).with_name("onnx_example.py"), folder / EXAMPLE_FILE)
+
+
+def _write_graph(form: Form, values: Values, file: Path, options: Options) -> None:
+    import onnx
+
+    program = torch.onnx.export(
+        export_program(form, values, options.dynamic).run_decompositions({
+            torch.ops.groundingdino.ms_deform_attn.default: _deformable_attention,
+            torch.ops.groundingdino.window_attention.default: _window_attention,
+        }),
+        dynamo=True,
+        opset_version=options.opset,
+        input_names=list(form.inputs),
+        output_names=list(form.outputs),
+        verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props.update(_metadata(form, options))
+    program.save(file)
+    del program
+    onnx.checker.check_model(file, full_check=True)
 
 
 def _deformable_attention(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -210,103 +339,9 @@ def _window_attention(
     return window_attention_reference(qkv, padding, bias, Windows(token, place, mask))
 
 
-def write_onnx(form: Form, folder: Path, options: Options) -> None:
-    """Write the model, and what its users need, into a folder: the tokenizer and an example program.
-
-    The file has passed onnx.checker with shape inference. Needs the extra `export`.
-    """
-    import onnx
-
-    if options.fp16:
-        form = form.half()
-    program = torch.onnx.export(
-        export_program(form, options.size),
-        dynamo=True,
-        opset_version=options.opset,
-        input_names=list(form.inputs),
-        output_names=list(form.outputs),
-        verbose=False,
-    )
-    assert program is not None
-    program.model.metadata_props.update(_metadata(form, options))
-    program.save(folder / MODEL_FILE)
-    onnx.checker.check_model(folder / MODEL_FILE, full_check=True)
-    default_tokenizer().save(folder / TOKENIZER_FILE)
-    shutil.copy(Path(__file__).with_name("onnx_example.py"), folder / EXAMPLE_FILE)
-
-
 def _metadata(form: Form, options: Options) -> dict[str, str]:
     facts: dict[str, Any] = {"model": form.model.config.name, "fp16": options.fp16}
+    facts |= {"size": options.size, "dynamic": options.dynamic}
     if isinstance(form, CategoryForm):
-        facts["names"] = list(form.names)
+        facts |= {"names": form.names, "thresholds": form.thresholds}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The two outputs of a form for one image."""
-
-    scores: np.ndarray  # (Q, T) logits, or (Q, C) scores
-    boxes: np.ndarray  # (Q, 4) cxcywh in [0, 1] of the unpadded image
-    seconds: float
-
-
-@torch.no_grad()
-def answer_here(form: Form, images: ImageBatch, text: TextBatch) -> Answer:
-    """The model's own answer, with its kernels and the sizes that a graph does not know; the second of two runs."""
-    form.answer(images, text)
-    started = time.perf_counter()
-    scores, boxes = form.answer(images, text)
-    return Answer(scores[0].numpy(), boxes[0].numpy(), time.perf_counter() - started)
-
-
-class Session:
-    """An ONNX file on the CPU, with as many threads as torch has."""
-
-    def __init__(self, file: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def answer(self, form: Form, images: ImageBatch, text: TextBatch) -> Answer:
-        """The graph's answer; the second of two runs."""
-        given = zip(form.inputs, inputs_for(form, images.pixels, text), strict=True)
-        inputs = {name: tensor.numpy() for name, tensor in given}
-        self._session.run(None, inputs)
-        started = time.perf_counter()
-        scores, boxes = self._session.run(None, inputs)
-        return Answer(scores[0], boxes[0], time.perf_counter() - started)
-
-
-def compare(found: Answer, expected: Answer) -> Parity:
-    """Row by row, and the best detections as sets."""
-    apart_scores = _apart(found.scores, expected.scores)
-    apart_boxes = _apart(found.boxes, expected.boxes)
-    return Parity(
-        scores=float(apart_scores.max()),
-        boxes=float(apart_boxes.max()),
-        rows=len(apart_boxes),
-        rows_apart=int((np.maximum(apart_scores, apart_boxes) > TOLERANCE).sum()),
-        same_detections=_found_again(found, expected),
-        seconds=found.seconds,
-        seconds_here=expected.seconds,
-    )
-
-
-def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(Q,) the largest difference in each row; equal infinities, at padded tokens, do not differ."""
-    with np.errstate(invalid="ignore"):
-        return np.where(a == b, 0.0, np.abs(a - b)).max(axis=1)
-
-
-def _found_again(found: Answer, expected: Answer) -> bool:
-    """Whether each of the BEST rows has an equal one, in whatever row: nearly tied proposals may change places."""
-    scores = expected.scores.max(axis=1)
-    for row in np.argsort(-scores)[:BEST]:
-        apart = np.abs(found.boxes - expected.boxes[row]).max(axis=1)
-        apart = np.maximum(apart, _apart(found.scores, np.broadcast_to(expected.scores[row], found.scores.shape)))
-        if apart.min() > TOLERANCE:
-            return False
-    return True

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed, trunc_normal_
-from timm.models.swin_transformer import PatchMerging, get_relative_position_index, window_partition, window_reverse
+from timm.models.swin_transformer import PatchMerging, get_relative_position_index
 from torch import Tensor, nn
 
 from groundingdino.config import BackboneConfig
@@ -30,38 +29,38 @@ def _relative_position_index(window: int, device: torch.device) -> Tensor:
     return get_relative_position_index(window, window, device=device).flatten()
 
 
-def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, N, N): 0 where two tokens of a shifted window were neighbours before the roll, else -100.
-
-    height and width are those of the padded map.
-    """
-
-    def regions(size: int) -> Tensor:
-        at = torch.arange(size, device=device)
-        return (at >= size - window).float() + (at >= size - shift)
-
-    region = regions(height)[:, None] * 3 + regions(width)[None, :]
-    region = window_partition(region[None, :, :, None], (window, window)).flatten(1)  # (windows, N)
-    return (region[:, None, :] != region[:, :, None]) * MASKED
-
-
 def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) -> Windows:
     """The windows of one map, on the device and in the dtype of `like`.
 
-    Worked out once on token numbers instead of in every block on features.
+    Worked out once on token numbers instead of in every block on features, by arithmetic that holds for sizes which a
+    compiler does not know.
     """
-    device = like.device
-    size = (window, window)
-    tokens = torch.arange(height * width, device=device).view(height, width)
-    tokens = F.pad(tokens, (0, -width % window, 0, -height % window), value=height * width)
-    rolled = torch.roll(tokens, (-shift, -shift), dims=(0, 1))
-    places = window_reverse(torch.arange(tokens.numel(), device=device).view(-1, *size, 1), size, *tokens.shape)
-    place = torch.roll(places[0, :, :, 0], (shift, shift), dims=(0, 1))[:height, :width]
-    return Windows(
-        token=window_partition(rolled[None, :, :, None], size).flatten(1),
-        place=place.flatten(),
-        mask=shift_mask(tokens.shape[0], tokens.shape[1], window, shift, device).to(like.dtype) if shift else None,
-    )
+    down, across = -(-height // window), -(-width // window)  # windows in a column, and in a row
+    each, places = torch.arange(down * across, device=like.device), torch.arange(window**2, device=like.device)
+    rolled_row = (each // across * window)[:, None] + places // window  # (windows, N)
+    rolled_column = (each % across * window)[:, None] + places % window
+
+    # The token at each place of each window: the padded map is rolled
+    row, column = (rolled_row + shift) % (down * window), (rolled_column + shift) % (across * window)
+    token = torch.where((row < height) & (column < width), row * width + column, height * width)
+
+    # The place of each token
+    tokens = torch.arange(height * width, device=like.device)
+    row, column = (tokens // width - shift) % (down * window), (tokens % width - shift) % (across * window)
+    place = (row // window * across + column // window) * window**2 + row % window * window + column % window
+
+    # Tokens of a shifted window that were no neighbours before the roll do not look at each other
+    mask = None
+    if shift:
+        region = 3 * _regions(rolled_row, down * window, window, shift)
+        region += _regions(rolled_column, across * window, window, shift)
+        mask = ((region[:, None, :] != region[:, :, None]) * MASKED).to(like.dtype)  # (windows, N, N)
+    return Windows(token, place, mask)
+
+
+def _regions(at: Tensor, size: int, window: int, shift: int) -> Tensor:
+    """0, 1 or 2 for places along one axis of a rolled map: those before the last window, and the two parts of it."""
+    return (at >= size - window).long() + (at >= size - shift)
 
 
 class WindowAttention(nn.Module):

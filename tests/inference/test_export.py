@@ -16,7 +16,7 @@ from benchmarks.random_checkpoint import random_model
 from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import main as command_line
 from groundingdino.config import BackboneConfig
-from groundingdino.inference import export, onnx_example
+from groundingdino.inference import export, export_check, onnx_example, vocabulary
 from groundingdino.inference.prompts import Categories, resolve
 from groundingdino.inputs.text import collate_text, default_tokenizer
 
@@ -41,6 +41,10 @@ def checkpoint(tmp_path_factory):
 def photos(golden):
     names = ("cat_150x225", "tall_398x60", "wide_40x420")  # nearly the graph's shape, and padded a lot
     return [golden / "data" / "images" / f"{name}.png" for name in names]
+
+
+def fitted(photo, **options):
+    return export.fitted_image(Image.open(photo).convert("RGB"), export.Options((HEIGHT, WIDTH), **options))
 
 
 def run(*arguments):
@@ -72,11 +76,11 @@ def test_the_graph_holds_operators_of_onnx_alone_and_no_loop(text_folder):
 @pytest.mark.slow
 def test_onnxruntime_gives_the_models_answers_for_any_caption_and_padding(text_folder, photos, checkpoint):
     form = export.TextForm(random_model(SMALL))
-    session = export.Session(text_folder / "model.onnx")
+    graphs, whole = export_check.Graphs({"model.onnx": form}, text_folder), export_check.Model(form)
     for photo, caption in zip(photos, ("dog", "the tall tower, lit from behind", "cat. " * 60), strict=True):
-        given = export.fitted_image(Image.open(photo).convert("RGB"), (HEIGHT, WIDTH)), export.encode_caption(caption)
-        parity = export.compare(session.answer(form, *given), export.answer_here(form, *given))
-        assert parity.within, parity
+        given = fitted(photo), export.encode_caption(caption)
+        parity = whole.parity(graphs.answer(*given), *given)
+        assert parity.within and parity.same_detections == export_check.BEST, parity
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_the_example_beside_the_model_finds_what_the_model_finds(text_folder, ph
     done = subprocess.run(program, cwd=text_folder, capture_output=True, text=True, check=True)
     assert done.stdout == "" or done.stdout.split()[0] in caption
     image, form = Image.open(photos[0]).convert("RGB"), export.TextForm(random_model(SMALL))
-    answer = export.answer_here(form, export.fitted_image(image, (HEIGHT, WIDTH)), export.encode_caption(caption))
+    answer = export_check.Model(form).answer(fitted(photos[0]), export.encode_caption(caption))
     chances = torch.from_numpy(answer.scores).sigmoid()
     onnx_example.FOLDER = text_folder
     found = onnx_example.detect(image, caption, threshold=0.0)
@@ -121,14 +125,14 @@ def test_x_anylabeling_finds_the_inputs_that_it_feeds_and_its_settings(checkpoin
 
 @pytest.mark.slow
 def test_answers_that_differ_end_with_exit_code_1(text_folder, photos, tmp_path, monkeypatch, capsys):
-    def write_another(form, folder, options):
+    def write_another(forms, folder, options):
         shutil.copytree(text_folder, folder, dirs_exist_ok=True)
 
     save_detector(tmp_path / "other.safetensors", random_model(SMALL, seed=1))
     monkeypatch.setattr(export, "write_onnx", write_another)
     size = ("--size", HEIGHT, WIDTH, "--images", photos[0])
     assert run(tmp_path / "other.safetensors", tmp_path / "out", *size) == 1
-    assert "best detections DIFFER" in capsys.readouterr().out
+    assert "0 of the 10 best detections" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("caption", ["cat. ", "the man, left of it? a dog. ", "a. b.. c", "no separator ", "."])
@@ -144,30 +148,92 @@ def test_the_example_makes_the_masks_of_the_packaged_tokenizer(caption, tmp_path
 def test_the_example_reads_images_as_the_package_does(photos):
     for photo in photos:
         image = Image.open(photo).convert("RGB")
-        expected = export.fitted_image(image, (HEIGHT, WIDTH)).pixels.numpy()
-        assert np.abs(onnx_example.pixels_of(image, HEIGHT, WIDTH) - expected).max() < 1e-5
+        expected = fitted(photo).pixels.numpy()
+        assert np.abs(onnx_example.pixels_of(image, [HEIGHT, WIDTH]) - expected).max() < 1e-5
 
 
 def test_padding_is_found_in_the_pixels(photos):
     form = export.TextForm(random_model(SMALL))
     for photo in photos:
-        given = export.fitted_image(Image.open(photo).convert("RGB"), (HEIGHT, WIDTH))
+        given = fitted(photo)
         assert torch.equal(form.images(given.pixels).valid, given.valid)
 
 
-def answer(scores, boxes):
-    return export.Answer(np.array(scores, np.float32), np.array(boxes, np.float32), 0.0)
+def answer(scores, boxes, chosen=(3, 7)):
+    return export_check.Answer(np.array(scores, np.float32), np.array(boxes, np.float32), np.array(chosen), 0.0)
 
 
-def test_a_row_that_differs_is_counted_and_one_that_changed_places_is_found_again():
+def test_rows_are_compared_with_the_same_proposals_and_detections_with_the_models_own():
     rows = [[0.9, -np.inf], [0.5, -np.inf]], [[0.1] * 4, [0.2] * 4]
-    same = export.compare(answer(*rows), answer(*rows))
-    assert same.within and same.scores == 0
-    swapped = export.compare(answer(rows[0][::-1], rows[1][::-1]), answer(*rows))
-    assert (swapped.rows_apart, swapped.same_detections, swapped.within) == (2, True, False)
-    moved = export.compare(answer(rows[0], [[0.1] * 4, [0.2, 0.2, 0.2, 0.21]]), answer(*rows))
-    assert (moved.rows_apart, moved.same_detections) == (1, False)
-    assert moved.boxes == pytest.approx(0.01)
+    same = export_check.compare(answer(*rows), answer(*rows), (answer(*rows), 0.0))
+    assert same.within and same.scores == 0 and same.other_proposals == 0
+    swapped = answer(rows[0][::-1], rows[1][::-1], (7, 3))
+    parity = export_check.compare(swapped, answer(*rows), (swapped, 1e-6))
+    assert parity.within and (parity.other_proposals, parity.same_detections) == (2, 2)
+    worse = export_check.compare(swapped, answer(*rows), (swapped, 0.01))
+    assert not worse.within
+    moved = answer(rows[0], [[0.1] * 4, [0.2, 0.2, 0.2, 0.21]])
+    parity = export_check.compare(moved, answer(*rows), (answer(*rows), 0.0))
+    assert (parity.rows_apart, parity.same_detections, parity.within) == (1, 1, False)
+    assert parity.boxes == pytest.approx(0.01)
+    broken = answer([[np.nan, 0.0], [0.5, -np.inf]], rows[1])
+    assert export_check.compare(broken, answer(*rows), (answer(*rows), 0.0)).rows_apart == 1
+
+
+def test_the_model_decodes_the_proposals_that_it_is_given(photos):
+    whole = export_check.Model(export.TextForm(random_model(SMALL)))
+    given = fitted(photos[0]), export.encode_caption("dog")
+    own = whole.answer(*given)
+    again, less = whole.answer_with(own.chosen, *given)
+    assert np.array_equal(again.boxes, own.boxes) and less == 0
+    swapped = own.chosen.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    other, less = whole.answer_with(swapped, *given)
+    assert not np.array_equal(other.boxes, own.boxes) and less > 0
+
+
+@pytest.mark.slow
+def test_three_graphs_for_any_size_answer_as_the_model_and_torch_keeps_them_too(checkpoint, photos, tmp_path):
+    big = ("--size", 352, 480, "--dynamic", "--halves", "--images", *photos)
+    assert run(checkpoint, tmp_path / "out", *big) == 0
+    onnx_example.FOLDER = tmp_path / "out"
+    image, form = Image.open(photos[0]).convert("RGB"), export.TextForm(random_model(SMALL))
+    given = export.fitted_image(image, export.Options((352, 480), dynamic=True)), export.encode_caption("a cat")
+    chances = torch.from_numpy(export_check.Model(form).answer(*given).scores).sigmoid()
+    (best, *_) = onnx_example.detect(image, "a cat.", threshold=0.0)
+    assert best[1] == pytest.approx(chances[:, 1:3].mean(dim=1).max().item(), abs=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_exported_programs_of_the_halves_take_any_size_once_loaded_again(tmp_path):
+    parts = export.halves(random_model(SMALL)).values()
+    traced, other = (
+        export.first_values(torch.randn(1, 3, *size), export.encode_caption(caption))
+        for size, caption in (((310, 410), "a cat. remote control."), ((448, 270), "a dog"))
+    )
+    for part in parts:
+        torch.export.save(export.export_program(part, traced, dynamic=True), tmp_path / "part.pt2")
+        loaded = torch.export.load(tmp_path / "part.pt2").module()
+        for values in (traced, other):
+            arguments = [values[name] for name in part.inputs]
+            expected = part(*arguments)
+            for found, own in zip(loaded(*arguments), expected, strict=True):
+                torch.testing.assert_close(found, own, atol=1e-4, rtol=1e-4)
+            values.update(zip(part.outputs, expected, strict=True))
+
+
+def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are_refused(photos):
+    model, given = random_model(SMALL), fitted(photos[0])
+    cat, both = vocabulary.Name("cat", ("cat", "kitten")), vocabulary.Name("dog")
+    form = export.CategoryForm(model, resolve(vocabulary.Vocabulary((cat, both)), default_tokenizer()))
+    plain = export.CategoryForm(model, resolve(Categories(["cat", "kitten", "dog"]), default_tokenizer()))
+    with torch.no_grad():
+        (scores, _), (each, _) = form(given.pixels), plain(given.pixels)
+    torch.testing.assert_close(scores, torch.stack([each[..., :2].amax(-1), each[..., 2]], dim=-1))
+    rival = vocabulary.Vocabulary((vocabulary.Name("cat", negatives=("dog",)),))
+    with pytest.raises(ValueError, match="'cat' has negatives"):
+        export.CategoryForm(model, resolve(rival, default_tokenizer()))
 
 
 def test_names_that_need_two_captions_are_refused_with_the_number_that_fits():
@@ -182,6 +248,7 @@ def test_names_that_need_two_captions_are_refused_with_the_number_that_fits():
     [
         (("--opset", "17"), "opset 17: 20 is the first"),
         (("--form", "x-anylabeling", "--categories", "names.txt"), "exclude each other"),
+        (("--halves", "--categories", "names.txt"), "exclude each other"),
         (("--images", "gone.jpg"), "gone.jpg: no such file"),
     ],
 )
