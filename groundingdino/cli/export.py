@@ -41,11 +41,8 @@ class Arguments:
     """names that become part of the graph, with a score for each and no logits: names.txt, names.yaml or coco, ..."""
     halves: bool = False
     """three graphs: image.onnx once for each image, text.onnx once for each caption, detect.onnx for each pair"""
-    dynamic: bool = False
-    """a graph for images of any size"""
     size: tuple[int, int] = (800, 1333)
-    """height and width of the image that the graph takes; a smaller one is padded with zeros. With --dynamic those that
-    images are fitted into"""
+    """height and width of the image that the graph takes; a smaller one is padded with zeros"""
     opset: int = 20
     """version of ONNX's operators; 20 or later"""
     fp16: bool = False
@@ -80,7 +77,7 @@ def export_model(arguments: Arguments) -> int:
     pictures = [open_image(path) for path in arguments.images] or [_scene()]
     model = load_detector(checkpoint).eval()
     forms = export.halves(model) if arguments.halves else {"model.onnx": _form(arguments, model)}
-    options = export.Options(arguments.size, arguments.dynamic, arguments.opset, arguments.fp16)
+    options = export.Options(arguments.size, arguments.opset, arguments.fp16)
     text = export.encode_caption(arguments.caption)
     given = [(export.fitted_image(picture, options), text) for picture in pictures]
     with atomic_folder(arguments.folder) as folder:

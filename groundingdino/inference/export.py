@@ -11,7 +11,6 @@ Axes: B = 1 image, H/W pixels, L levels, T text tokens, D width, Q queries, C ca
 """
 
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,8 +34,6 @@ from groundingdino.ops.window_attention import Windows
 from groundingdino.structures import ImageBatch, TextBatch
 
 TOKENIZER_FILE, EXAMPLE_FILE = "tokenizer.json", "example.py"
-SIDE_STEP = 32  # pixels: a graph for any size pads to multiples of the backbone's last stride
-LARGEST_SIDE = 4096
 Size = tuple[int, int]  # (height, width)
 Values = dict[str, Tensor]  # by the names of inputs and outputs
 
@@ -47,7 +43,6 @@ class Options:
     """How a graph is written."""
 
     size: Size = DEFAULT_SCALE  # of the image that it takes
-    dynamic: bool = False  # it takes any size instead, and computes with the next that `SIDE_STEP` divides
     opset: int = 20
     fp16: bool = False  # weights and arithmetic in half precision; inputs and outputs stay float32
 
@@ -61,7 +56,6 @@ class Form(nn.Module):
     def __init__(self, model: GroundingDINO) -> None:
         super().__init__()
         self.model = model
-        self.dynamic = False  # see `Options`
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,9 +64,6 @@ class Form(nn.Module):
 
     def images(self, pixels: Tensor) -> ImageBatch:
         """The batch of one normalised image; pixels (1, 3, H, W)."""
-        if self.dynamic:
-            height, width = (-(-side // SIDE_STEP) * SIDE_STEP - side for side in pixels.shape[2:])
-            pixels = F.pad(pixels, (0, width, 0, height))
         # No 8-bit pixel is exactly the mean, so zeros are padding. Its size is known to the graph alone: none is given.
         real = (pixels != 0).any(dim=1)
         valid = real.any(dim=2)[:, :, None] & real.any(dim=1)[:, None]
@@ -246,43 +237,27 @@ def fitted_image(image: Image.Image, options: Options) -> ImageBatch:
     ratio = min(options.size[0] / image.height, options.size[1] / image.width)
     width, height = max(int(image.width * ratio), 1), max(int(image.height * ratio), 1)
     size = options.size
-    if options.dynamic:
-        size = -(-height // SIDE_STEP) * SIDE_STEP, -(-width // SIDE_STEP) * SIDE_STEP
     pixels, valid = torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.bool)
     normalize(to_tensor(image.resize((width, height), Image.Resampling.BILINEAR)), out=pixels[0, :, :height, :width])
     valid[:, :height, :width] = True
     return ImageBatch(pixels, valid, ((height, width),))
 
 
-def _free_axes(form: Form, name: str, dynamic: bool) -> dict[int, Any]:
+def _free_axes(form: Form, name: str) -> dict[int, Any]:
     """Axes of an input whose size is not fixed, with their ranges."""
-    config = form.model.config
-    tokens = torch.export.Dim("tokens", min=3, max=config.max_tokens)
-    if name in ("attends", "text_token_mask"):
-        return {1: tokens, 2: tokens}
-    if name not in ("pixels", "img", "image_valid", *level_names(form.model)):
-        return {1: tokens}
-    if not dynamic:
+    if name in ("pixels", "img", "image_valid", *level_names(form.model)):
         return {}
-    # The finest map alone has a token for every query, so that so many are always chosen.
-    least, most = math.isqrt(config.num_queries - 1) + 1, LARGEST_SIDE // 4
-    if not name.startswith("level"):
-        least, most = least * 4 * 2 ** config.backbone.out_stages[0], LARGEST_SIDE
-    elif name != "level_0":
-        least = 2
-    first = 1 if name == "image_valid" else 2
-    sides = (f"{name}_height", f"{name}_width")
-    return {axis: torch.export.Dim(side, min=least, max=most) for axis, side in enumerate(sides, start=first)}
+    tokens = torch.export.Dim("tokens", min=3, max=form.model.config.max_tokens)
+    return {1: tokens, 2: tokens} if name in ("attends", "text_token_mask") else {1: tokens}
 
 
-def export_program(form: Form, values: Values, dynamic: bool = False) -> torch.export.ExportedProgram:
-    """The form as a graph of aten operators, for any number of text tokens, and images of one size or of any.
+def export_program(form: Form, values: Values) -> torch.export.ExportedProgram:
+    """The form as a graph of aten operators, for images of one size and any number of text tokens.
 
-    `values` are inputs to trace it with, where sizes that stay free differ. The parameters no longer require gradients.
+    `values` are inputs to trace it with. The form's parameters no longer require gradients.
     """
-    form.dynamic = dynamic
     arguments = tuple(values[name] for name in form.inputs)
-    shapes: Any = tuple(_free_axes(form, name, dynamic) for name in form.inputs)
+    shapes: Any = tuple(_free_axes(form, name) for name in form.inputs)
     if isinstance(form, DetectHalf):  # its last argument is a tuple
         shapes = (*shapes[:5], shapes[5:])
     for module in form.modules():
@@ -297,8 +272,7 @@ def write_onnx(forms: Mapping[str, Form], folder: Path, options: Options) -> Non
     That is the tokenizer and an example program. The files have passed onnx.checker with shape inference. Needs the
     extra `export`.
     """
-    size = (310, 410) if options.dynamic else options.size
-    values = first_values(torch.randn(1, 3, *size), encode_caption("a cat. remote control."))
+    values = first_values(torch.randn(1, 3, *options.size), encode_caption("a cat. remote control."))
     for file, form in forms.items():
         form = form.half() if options.fp16 else form
         _write_graph(form, values, folder / file, options)
@@ -312,7 +286,7 @@ def _write_graph(form: Form, values: Values, file: Path, options: Options) -> No
     import onnx
 
     program = torch.onnx.export(
-        export_program(form, values, options.dynamic).run_decompositions({
+        export_program(form, values).run_decompositions({
             torch.ops.groundingdino.ms_deform_attn.default: _deformable_attention,
             torch.ops.groundingdino.window_attention.default: _window_attention,
         }),
@@ -341,7 +315,7 @@ def _window_attention(
 
 def _metadata(form: Form, options: Options) -> dict[str, str]:
     facts: dict[str, Any] = {"model": form.model.config.name, "fp16": options.fp16}
-    facts |= {"size": options.size, "dynamic": options.dynamic}
+    facts |= {"size": options.size}
     if isinstance(form, CategoryForm):
         facts |= {"names": form.names, "thresholds": form.thresholds}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}

@@ -4,6 +4,7 @@ Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 """
 
 import reprlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -129,6 +130,8 @@ class Predictor:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
         self.device = next(model.parameters()).device if device is None else device
+        if problem := devices.slow_precision(self.device, precision):
+            warnings.warn(problem, stacklevel=2)
         base, _, mixed = precision.partition("-")
         dtype = torch.float32 if mixed else devices.PRECISIONS[base]
         self.model = model.eval().to(self.device, dtype)

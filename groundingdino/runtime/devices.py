@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from groundingdino.runtime import bootstrap, threads
 
 DEVICE_TYPES = ("cpu", "cuda", "npu", "mps")
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # of glibc's malloc.h
+CPU_FACTS = Path("/proc/cpuinfo")  # of Linux; on x86 it lists the instructions under "flags"
+HALF_INSTRUCTIONS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -162,6 +165,17 @@ def _keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(MALLOPT_MMAP_MAX, 0)  # all buffers in the heap
             mallopt(MALLOPT_TRIM_THRESHOLD, -1)  # which never shrinks
+
+
+def slow_precision(device: torch.device, precision: str) -> str | None:
+    """Why `precision` takes longer than float32 on `device`, in one line; None where it does not, or nobody knows."""
+    kind = precision.partition("-")[0]
+    if device.type != "cpu" or kind == "fp32" or not CPU_FACTS.exists():
+        return None
+    flags = set(CPU_FACTS.read_text(errors="replace").partition("flags")[2].partition("\n")[0].split())
+    if not flags or flags & HALF_INSTRUCTIONS[kind]:
+        return None
+    return f"this processor has no instructions for {kind}: {precision} will be slower than fp32, and less exact"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

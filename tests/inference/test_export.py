@@ -43,8 +43,8 @@ def photos(golden):
     return [golden / "data" / "images" / f"{name}.png" for name in names]
 
 
-def fitted(photo, **options):
-    return export.fitted_image(Image.open(photo).convert("RGB"), export.Options((HEIGHT, WIDTH), **options))
+def fitted(photo):
+    return export.fitted_image(Image.open(photo).convert("RGB"), export.Options((HEIGHT, WIDTH)))
 
 
 def run(*arguments):
@@ -193,12 +193,11 @@ def test_the_model_decodes_the_proposals_that_it_is_given(photos):
 
 
 @pytest.mark.slow
-def test_three_graphs_for_any_size_answer_as_the_model_and_torch_keeps_them_too(checkpoint, photos, tmp_path):
-    big = ("--size", 352, 480, "--dynamic", "--halves", "--images", *photos)
-    assert run(checkpoint, tmp_path / "out", *big) == 0
-    onnx_example.FOLDER = tmp_path / "out"
+def test_three_graphs_answer_as_the_model(checkpoint, photos, tmp_path, monkeypatch):
+    folder = exported(tmp_path / "out", checkpoint, photos, "--halves")
+    monkeypatch.setattr(onnx_example, "FOLDER", folder)
     image, form = Image.open(photos[0]).convert("RGB"), export.TextForm(random_model(SMALL))
-    given = export.fitted_image(image, export.Options((352, 480), dynamic=True)), export.encode_caption("a cat")
+    given = fitted(photos[0]), export.encode_caption("a cat")
     chances = torch.from_numpy(export_check.Model(form).answer(*given).scores).sigmoid()
     (best, *_) = onnx_example.detect(image, "a cat.", threshold=0.0)
     assert best[1] == pytest.approx(chances[:, 1:3].mean(dim=1).max().item(), abs=1e-4)
@@ -206,21 +205,21 @@ def test_three_graphs_for_any_size_answer_as_the_model_and_torch_keeps_them_too(
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_exported_programs_of_the_halves_take_any_size_once_loaded_again(tmp_path):
-    parts = export.halves(random_model(SMALL)).values()
-    traced, other = (
-        export.first_values(torch.randn(1, 3, *size), export.encode_caption(caption))
-        for size, caption in (((310, 410), "a cat. remote control."), ((448, 270), "a dog"))
+def test_exported_programs_of_the_halves_answer_as_the_model_once_loaded_again(photos, tmp_path):
+    model = random_model(SMALL)
+    first, other = (
+        export.first_values(fitted(photos[0]).pixels, export.encode_caption(caption))
+        for caption in ("a cat. remote control.", "a dog")
     )
-    for part in parts:
-        torch.export.save(export.export_program(part, traced, dynamic=True), tmp_path / "part.pt2")
+    expected = [export.TextForm(model)(*(values[name] for name in export.TextForm.inputs)) for values in (first, other)]
+    for part in export.halves(model).values():
+        torch.export.save(export.export_program(part, first), tmp_path / "part.pt2")
         loaded = torch.export.load(tmp_path / "part.pt2").module()
-        for values in (traced, other):
-            arguments = [values[name] for name in part.inputs]
-            expected = part(*arguments)
-            for found, own in zip(loaded(*arguments), expected, strict=True):
-                torch.testing.assert_close(found, own, atol=1e-4, rtol=1e-4)
-            values.update(zip(part.outputs, expected, strict=True))
+        for values in (first, other):
+            values.update(zip(part.outputs, loaded(*(values[name] for name in part.inputs)), strict=True))
+    for values, (logits, boxes) in zip((first, other), expected, strict=True):
+        torch.testing.assert_close(values["logits"], logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values["boxes"], boxes, atol=1e-4, rtol=1e-4)
 
 
 def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are_refused(photos):

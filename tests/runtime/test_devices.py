@@ -119,6 +119,21 @@ def test_autocast_runs_products_in_the_precision_asked_for():
         devices.autocast(CPU, "fp8")
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision", "slow"),
+    [("avx2 fma", "bf16", True), ("avx512f avx512_bf16", "bf16", False), ("amx_bf16", "bf16-mixed", False),
+     ("avx512_bf16", "fp16", True), ("avx2", "fp32", False), ("", "bf16", False)],
+)  # fmt: skip
+def test_a_processor_without_instructions_for_a_half_precision_is_said_to_be_slow(
+    flags, precision, slow, tmp_path, monkeypatch
+):
+    (tmp_path / "cpuinfo").write_text(f"model name : x\nflags\t\t: {flags}\n" if flags else "Features : asimd\n")
+    monkeypatch.setattr(devices, "CPU_FACTS", tmp_path / "cpuinfo")
+    problem = devices.slow_precision(CPU, precision)
+    assert (problem is not None) == slow
+    assert devices.slow_precision(torch.device("meta"), precision) is None
+
+
 def test_only_fp16_scales_the_loss():
     assert devices.grad_scaler(CPU, "fp16").is_enabled()
     assert not devices.grad_scaler(CPU, "bf16").is_enabled()
