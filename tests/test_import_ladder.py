@@ -23,8 +23,8 @@ RUNG = {name: len(LADDER) - level for level, names in enumerate(LADDER) for name
 DOORS = {
     "timm": {"model/backbone.py"},
     "tokenizers": {"inputs/text.py", "inference/onnx_example.py"},  # the latter is a program of its own
-    "onnx": {"inference/export.py"},
-    "onnxruntime": {"inference/export.py", "inference/onnx_example.py"},
+    "onnx": {"inference/export.py", "inference/export_check.py"},
+    "onnxruntime": {"inference/export_check.py", "inference/onnx_example.py"},
     "triton": {"ops/ms_deform_attn/triton_kernels.py"},
     "transformers": {"integrations/sam.py"},
     "scipy": {"training/matcher.py"},
