@@ -13,8 +13,8 @@ Killed at any moment, the same command goes on; run it several times at once, on
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ import tyro
 from groundingdino.cli import console, loading
 
 if TYPE_CHECKING:
-    from groundingdino.cli.label_output import Labels
+    from groundingdino.cli.label_output import Labelled, Labels
     from groundingdino.inference.label_store import LabelRun
     from groundingdino.inference.labelling import Choice, Chooser, LabelOptions
     from groundingdino.inference.predictor import Predictor
@@ -42,6 +42,8 @@ class Arguments:
     """folder of the run and its labels"""
     to: Literal["coco", "yolo", "voc", "odvg", "labelstudio", "jsonl"] = "coco"
     """format; a finished run can be written in others by naming them in further calls"""
+    masks: str | None = None
+    """add COCO masks by this SAM: a folder of transformers, or a name such as facebook/sam-vit-base"""
     checkpoint: Path | None = None
     """default: the only .safetensors in this folder, weights/ or checkpoints/"""
     threshold: float = 0.3
@@ -114,6 +116,10 @@ def understood(arguments: Arguments) -> Job:
     for option, value in (("--every", arguments.every), ("--shard-size", arguments.shard_size)):
         if value < 1:
             raise ValueError(f"{option} {value}: at least 1")
+    if arguments.masks is not None:
+        if arguments.to != "coco":
+            raise ValueError(f"--to {arguments.to} has no place for masks: --masks goes with --to coco")
+        console.require(("transformers", "pycocotools"), "masks")
     loading.check_scale(arguments.scale)
     from groundingdino.inference.labelling import Choice, LabelOptions
     from groundingdino.inference.tiles import Tiles
@@ -182,7 +188,8 @@ def choice_record(job: Job) -> dict[str, Any]:
     """What tells choices among a run's stored scores apart."""
     import msgspec
 
-    return json.loads(json.dumps({"names": msgspec.to_builtins(job.vocabulary.names), "choice": asdict(job.choice)}))  # type: ignore[no-any-return]
+    own = {"names": msgspec.to_builtins(job.vocabulary.names), "choice": asdict(job.choice)}
+    return json.loads(json.dumps({**own, "masks": job.arguments.masks}))  # type: ignore[no-any-return]
 
 
 def keep_choice(job: Job) -> None:
@@ -212,6 +219,16 @@ def labels_of(run: "LabelRun", choose: "Chooser") -> "Labels":
     return Labels(choose.vocabulary.shown, root, images)
 
 
+def masker(model: str, device: str) -> "Callable[[Labelled], list[dict[str, Any]]]":
+    """Gives a labelled image's masks in COCO's run-length encoding."""
+    from groundingdino.inference.image_source import open_ref
+    from groundingdino.integrations.sam import load_segmenter, masks
+    from groundingdino.runtime.devices import pick_device
+
+    segmenter = load_segmenter(model, pick_device(device))
+    return lambda image: masks(open_ref(image.ref), image.found, segmenter)
+
+
 def write_results(job: Job, run: "LabelRun") -> None:
     """The labels in the format, and what goes with them; once, whoever comes first."""
     from groundingdino.cli.label_output import Summary, write_labels
@@ -229,6 +246,8 @@ def write_results(job: Job, run: "LabelRun") -> None:
 
     def write() -> None:
         labels = labels_of(run, choose)
+        if job.arguments.masks is not None:
+            labels = replace(labels, masks=masker(job.arguments.masks, job.arguments.device))
         formats = noted()
         written = write_labels(labels, job.arguments.to, job.out)
         broken = 0
@@ -252,8 +271,6 @@ def write_results(job: Job, run: "LabelRun") -> None:
 
 def pick_thresholds(job: Job, run: "LabelRun", gold: Path) -> None:
     """Print each name's curve on labelled images, and write names.yaml with the thresholds of the highest F1."""
-    from dataclasses import replace
-
     import msgspec
     import torch
 

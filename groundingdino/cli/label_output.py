@@ -63,6 +63,7 @@ class Labels:
     names: tuple[str, ...]
     root: Path  # folder of the images
     images: _ReadImages
+    masks: Callable[[Labelled], list[dict[str, Any]]] | None = None  # of an image's labels, for COCO
 
 
 def write_labels(labels: Labels, to: LabelFormat, folder: Path) -> Path:
@@ -105,7 +106,8 @@ def _coco(labels: Labels) -> Iterator[bytes]:
     yield b'],"annotations":['
     number = 0
     for image in labels.images():
-        for (x1, y1, x2, y2), score, label in _rows(image.found):
+        codes: list[dict[str, Any]] = [] if labels.masks is None else labels.masks(image)
+        for index, ((x1, y1, x2, y2), score, label) in enumerate(_rows(image.found)):
             number += 1
             box = [x1, y1, x2 - x1, y2 - y1]
             found: dict[str, Any] = {
@@ -115,6 +117,8 @@ def _coco(labels: Labels) -> Iterator[bytes]:
                 "bbox": box,
                 "score": score,
             }
+            if codes:
+                found["segmentation"] = codes[index]
             yield b",\n" * (number > 1) + msgspec.json.encode({**found, "area": box[2] * box[3], "iscrowd": 0})
     yield b"]}\n"
 

@@ -1,4 +1,4 @@
-"""Boxes as prompts for Segment Anything, and masks from transformers' SAM classes (SAM, SAM 2, SAM-HQ)."""
+"""Boxes as prompts for Segment Anything, and masks from transformers' SAM classes."""
 
 from pathlib import Path
 from typing import Any

@@ -298,3 +298,21 @@ def test_the_tracking_example_of_the_page_runs(place, capsys):
     exec(page.split("```python\n")[1].split("```")[0], {})
     tracks = [line.split(" [[")[0] for line in capsys.readouterr().out.splitlines()]
     assert tracks == ["0 [1]", "5 [1]", "10 [1]", "15 [1]"]
+
+
+def test_masks_of_a_sam_stand_in_the_coco_file_and_pycocotools_reads_them(place, capsys):
+    pytest.importorskip("transformers")
+    from pycocotools.coco import COCO
+    from tiny_sam import write_sam
+
+    write_sam(place / "sam")
+    command = ["label", "photos", "--names", "names.yaml", "--checkpoint", "tiny.safetensors", *SMALL]
+    assert command_line.main([*command, "--out", "run", "--masks", "sam"]) == 0
+    truth = COCO("run/coco.json")
+    annotations = truth.loadAnns(truth.getAnnIds())
+    assert len(annotations) > 3
+    for annotation in annotations:
+        size = truth.imgs[annotation["image_id"]]
+        assert truth.annToMask(annotation).shape == (size["height"], size["width"])
+    assert command_line.main([*command, "--out", "other", "--masks", "sam", "--to", "yolo"]) == 2
+    assert "has no place for masks" in capsys.readouterr().err
