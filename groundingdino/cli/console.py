@@ -26,7 +26,7 @@ T = TypeVar("T")
 TRAIN_PACKAGES = ("scipy", "pycocotools", "tensorboard", "matplotlib")  # of the extra `train`
 USER_ERROR = 2  # exit code: something that the user can fix
 INTERRUPTED = 130  # exit code, as shells have it for SIGINT
-OTHERS_WAIT = 3.0  # seconds that the other processes of a run leave the main one to report the same problem first
+OTHERS_WAIT = 8.0  # seconds that the other processes of a run leave the main one to report the same problem first
 ANSI_CODE = re.compile(r"\x1b\[[0-9;]*m")
 BORDER = re.compile(r"[╭╰+]|[│| ]*[─-]{4,}[│| ]*$")
 
