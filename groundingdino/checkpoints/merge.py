@@ -6,6 +6,7 @@ Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT) and "Mo
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def merge_adapter_files(base: Path, adapters: Sequence[Path], target: Path, weig
     model = load_detector(base)
     merge_adapters(model, adapters, weight)
     metadata = read_metadata(base)
-    parts = [{"file": base.name, "source": stored_source(base, metadata)}]
+    parts: list[dict[str, Any]] = [{"file": base.name, "source": stored_source(base, metadata)}]
     parts += [{"adapter": path.name, "weight": weight} for path in adapters]
     kept = {SCALE_KEY: metadata[SCALE_KEY]} if SCALE_KEY in metadata else {}
     save_detector(target, model, {**kept, SOURCE_KEY: json.dumps({"merged": parts})})
