@@ -16,6 +16,7 @@ BENCHMARKS = {
     "scale": ("scale", "growth with image size, tokens, batch, sentences and ranks, as plots"),
     "counts": ("step_counts", "operators and host reads of a training step"),
     "data": ("data_loading", "images a second and core, large annotation files, memory of a loader worker"),
+    "soak": ("soak", "memory of a process over ten thousand predictions of mixed sizes, as a plot"),
     "load": ("load_checkpoint", "seconds and memory to load a checkpoint"),
     "imports": ("imports", "seconds of `import groundingdino` beyond `import torch`"),
     "serve": ("serve", "the HTTP server: requests a second and latency at 1, 4 and 16 clients"),

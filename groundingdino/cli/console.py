@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -134,6 +135,14 @@ def run(prog: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         complain_once(prog, "interrupted")
         return INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        from groundingdino.runtime.devices import memory_problem  # torch
+
+        problem = memory_problem(error)
+        if problem is None:
+            raise
+        complain_once(prog, problem)
+        return USER_ERROR
 
 
 def complain_once(prog: str, problem: object) -> None:
@@ -158,7 +167,11 @@ def show_log(prog: str, progress: bool = False) -> None:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         print_above_bar(f"{prog}: warning: {one_line(message)}", sys.stderr)
 
+    def thread_ended(problem: threading.ExceptHookArgs) -> None:
+        print_above_bar(f"{prog}: warning: {one_line(problem.exc_value)}", sys.stderr)
+
     warnings.showwarning = show
+    threading.excepthook = thread_ended  # TensorBoard's: the main thread gets the error, too
 
 
 class _Printer(logging.Handler):

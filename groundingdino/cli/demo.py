@@ -5,6 +5,7 @@
 Ctrl-C stops it.
 """
 
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,13 +54,14 @@ def serve(arguments: Arguments) -> int:
     if arguments.samples is not None and not arguments.samples.is_dir():
         raise ValueError(f"--samples {arguments.samples} is not a folder")
     console.require(["gradio"], "demo")
-    from groundingdino.cli.demo_page import build_page
+    from groundingdino.cli.demo_page import LARGEST_UPLOAD, build_page
     from groundingdino.inference.vocabulary import read_vocabulary
 
     predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision)
     vocabulary = None if arguments.names is None else read_vocabulary(arguments.names)
     page = build_page(predictor, arguments.samples, vocabulary)
-    page.launch(server_name=arguments.host, server_port=arguments.port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: files are removed
+    page.launch(server_name=arguments.host, server_port=arguments.port, max_file_size=LARGEST_UPLOAD)
     return 0
 
 

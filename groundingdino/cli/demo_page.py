@@ -4,6 +4,7 @@ Works without internet access: no fonts or statistics from elsewhere (gradio's o
 without it).
 """
 
+import html
 import json
 import re
 import tempfile
@@ -17,7 +18,7 @@ from groundingdino.inference.prompts import Categories, Phrases, Prompt, Referri
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import comfortable_factor, draw_detections
 from groundingdino.inference.vocabulary import Vocabulary
-from groundingdino.inputs.images import image_files
+from groundingdino.inputs.images import image_files, open_image
 from groundingdino.structures import Detections
 
 HINTS = {
@@ -29,6 +30,8 @@ HINTS = {
 MODES = tuple(HINTS)
 TITLE = "Grounding DINO"
 CACHE = (3600, 86400)  # seconds: how often uploads and pictures are looked through, how old they may get
+LARGEST_UPLOAD = 64 * 2**20  # bytes
+MOST_WAITING = 20  # questions; one is answered at a time
 COLUMNS = ["name", "score", "left", "top", "right", "bottom"]
 
 
@@ -72,10 +75,16 @@ class Answerer:
     def __call__(self, image: Image.Image, prompt: Prompt, limits: DetectionFilter) -> Detections:
         """One image, one prompt."""
         content = image.tobytes() + str(image.size).encode()
-        if self._last is None or self._last[0] != content:
-            self._last = (content, self._predictor.encode_image(image))
-        (found,) = self._predictor.stream([self._last[1]], prompt, limits)
+        last = self._last
+        if last is None or last[0] != content:
+            last = self._last = (content, self._predictor.encode_image(image))
+        (found,) = self._predictor.stream([last[1]], prompt, limits)
         return found
+
+
+def as_text(text: object) -> str:
+    """What shows as this text in a message or a title of the page, which take HTML and Markdown."""
+    return re.sub(r"([\\`*_\[\]#!|~$])", lambda found: f"&#{ord(found[1])};", html.escape(str(text)))
 
 
 def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vocabulary | None = None) -> Any:
@@ -97,19 +106,19 @@ def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vo
     folder = tempfile.TemporaryDirectory(prefix="groundingdino-demo-")  # removed with the page
 
     def find(
-        image: Image.Image | None, mode: str, text: str, subject: bool, threshold: float, top_k: float
+        path: str | None, mode: str, text: str, subject: bool, threshold: float, top_k: float
     ) -> tuple[Image.Image, list[list[Any]], Any]:
         try:
-            if image is None:
+            if path is None:
                 raise ValueError("upload an image or pick a sample")
             prompt = prompt_of(mode, text, subject, vocabulary)
             limits = DetectionFilter(
                 0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k)
             )
-            image = image.convert("RGB")
+            image = open_image(path)
             found = answer(image, prompt, limits)
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(as_text(error), print_exception=False) from error
         rows = to_json(found)
         with tempfile.NamedTemporaryFile("w", suffix=".json", dir=folder.name, delete=False) as file:
             json.dump(rows, file, indent=1)
@@ -130,10 +139,12 @@ def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vo
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"])
     with gr.Blocks(title=TITLE, theme=theme, analytics_enabled=False, delete_cache=CACHE) as page:
         page.files = folder  # lives as long as the page
-        gr.Markdown(f"# {TITLE}\n`{predictor.model.config.name}` on `{predictor.device}`")
+        gr.Markdown(f"# {TITLE}\n{as_text(predictor.model.config.name)} on {predictor.device}")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="image", elem_id="image", sources=["upload", "clipboard"])
+                image = gr.Image(
+                    type="filepath", image_mode=None, label="image", elem_id="image", sources=["upload", "clipboard"]
+                )
                 if samples is not None:
                     gr.Examples([[str(path)] for path in image_files(samples)], [image], label="samples")
                 mode = gr.Radio(MODES, value=MODES[0], label="mode", elem_id="mode")
@@ -150,4 +161,4 @@ def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vo
         mode.change(show_mode, mode, [text, subject, threshold, top_k])
         fields = [image, mode, text, subject, threshold, top_k]
         gr.on([button.click, text.submit], find, fields, [picture, rows, download])
-    return page
+    return page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)

@@ -187,7 +187,8 @@ def _lines_file(path: Path | None) -> AbstractContextManager[IO[str]]:
 
 
 def _write_line(lines: IO[str], row: dict[str, Any]) -> None:
-    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    text = json.dumps(row, ensure_ascii=False)
+    lines.write(text.encode("utf-8", "backslashreplace").decode() + "\n")  # half a surrogate pair, as JSON writes it
     lines.flush()
 
 

@@ -5,12 +5,13 @@ Evaluation of referring expressions reads MDETR's json as it is. Boxes are xyxy 
 """
 
 import io
+import os
 import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from groundingdino.data.formats.files import is_plain_utf8, read_bytes
 from groundingdino.data.formats.odvg import load_label_map
 from groundingdino.data.formats.record import NOTES, Kind, Reading, ReadOptions
 from groundingdino.inputs.text import Spans
+from groundingdino.runtime.files import open_file
 
 OnBadSample = Literal["stop", "skip"]  # "skip" also counts: see `Entry.problems` and `Batch.problems`
 
@@ -57,6 +59,7 @@ class Annotations:
     places: tuple[str, ...] = ()  # file of each entry, of a format with a file for each
     problems: tuple[str, ...] = ()  # what opening the file left out
     allow_outside: bool = False  # see ReadOptions
+    stamp: tuple[int, int] | None = None  # size and time of change of `path`, where its lines are read later
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -90,7 +93,9 @@ class Annotations:
         begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
         if self.text is not None:
             return self.text[begin:end]
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
+            if _stamp(file) != self.stamp:
+                raise ValueError(f"{self.path}: changed since it was opened: start again")
             file.seek(begin)
             return file.read(end - begin)
 
@@ -108,7 +113,8 @@ def load_odvg(
     begin = last_end = 0
     text = None
     try:
-        with path.open("rb") if path.is_file() else io.BytesIO(read_bytes(path)) as file:
+        with open_file(path) if path.is_file() else io.BytesIO(read_bytes(path)) as file:
+            stamp = _stamp(file)
             if not is_plain_utf8(file.read(4)):
                 text = read_bytes(path)  # packed, or UTF-16: held in memory
             file.seek(0)
@@ -134,7 +140,16 @@ def load_odvg(
         names,
         text,
         allow_outside=allow_outside,
+        stamp=stamp,
     )
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int] | None:
+    """Size and time of the last change of an open file; None of bytes in memory."""
+    if isinstance(file, io.BytesIO):
+        return None
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _is_portrait(line: bytes) -> bool:

@@ -151,6 +151,8 @@ def worker_problem(error: RuntimeError) -> str | None:
     text = str(error)
     if "shared memory" in text or "No space left on device" in text:
         return f"a loader process ran out of shared memory ({SHARED_MEMORY}): try fewer --data.workers, 0 uses none"
+    if "Too many open files" in text or "ancdata" in text:
+        return "the limit of open files is reached: raise it (`ulimit -n`), or try fewer --data.workers, 0 uses none"
     if "DataLoader timed out" in text:
         return "no batch came in time: a loader process is stopped or stuck, or the image folder does not answer"
     if "DataLoader worker" in text:

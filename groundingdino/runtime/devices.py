@@ -6,6 +6,7 @@ cpu, cuda, npu (Ascend, through torch_npu) and mps. Nothing else in the library 
 import ctypes
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,18 @@ MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # of glibc's malloc.h
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux; on x86 it lists the instructions under "flags"
 HALF_INSTRUCTIONS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+_process = os.getpid()  # that imported this module; a forked one still has its parent's here
+
+
+def survive_fork() -> None:
+    """Let a forked process compute: in one thread, because OpenMP's others did not come along, and waiting never ends.
+
+    Elsewhere, and in a process that was spawned, nothing happens.
+    """
+    if os.getpid() != _process and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 def local_rank() -> int:
@@ -287,6 +300,21 @@ def set_random_state(device: torch.device, state: Tensor | None) -> None:
     """The inverse of `random_state`. A state of another kind of device cannot be used, so None is ignored."""
     if device.type != "cpu" and state is not None:
         torch.get_device_module(device).set_rng_state(state)
+
+
+def memory_problem(error: BaseException) -> str | None:
+    """What an error that means the end of memory should say, in one line; None of any other error."""
+    text = " ".join(str(error).split())
+    of_device = isinstance(error, torch.OutOfMemoryError) or "NPU out of memory" in text
+    if not (of_device or isinstance(error, MemoryError) or "can't allocate memory" in text):
+        return None
+    size = re.search(r"Tried to allocate ([\d.]+ [KMG]iB)|tried to allocate (\d+) bytes", text)
+    asked = "" if size is None else f", {size[1] or f'{int(size[2]) / 2**30:.1f} GiB'} were asked for"
+    where = "the device" if of_device else "this machine"
+    return (
+        f"the memory of {where} is used up{asked}: try a smaller batch, smaller images or a precision of 16 bits; "
+        "in training also --activation-checkpointing and fewer --data.workers"
+    )
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -3,6 +3,7 @@
 Losses stay on the device until `log_every` steps have gathered, and then travel in one copy.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -109,12 +110,16 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"could not write {self._file.name} ({error.strerror})") from error
 
     def close(self) -> None:
         """Flush everything to disk."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what was written before: it has been said
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

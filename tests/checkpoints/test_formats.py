@@ -473,6 +473,11 @@ def test_a_broken_pickle_is_refused_in_one_line(tmp_path, content):
     assert str(refusal.value).isprintable()
 
 
+def test_what_an_object_of_another_class_returns_is_inert_too(tmp_path):
+    content = read_pytorch_file(save_with_pickle(tmp_path / "a.pth", b"\x80\x02ca\nb\n)R)R.")).content
+    assert isinstance(content, Inert)
+
+
 def test_a_place_in_the_memo_costs_nothing_however_high_its_number(tmp_path):
     assert read_pytorch_file(save_with_pickle(tmp_path / "a.pth", b"\x80\x02}r\xff\xff\xff\x7f.")).content == {}
 

@@ -14,7 +14,7 @@ from groundingdino.checkpoints import model_file, run_state
 from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import load_detector, read_metadata, save_checkpoint, save_detector
 from groundingdino.checkpoints.run_state import load_state, save_state
-from groundingdino.checkpoints.safetensors_file import DTYPES, TensorFile
+from groundingdino.checkpoints.safetensors_file import DTYPES, HEADER_LIMIT, TensorFile
 from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
 from groundingdino.model import build_detector
 
@@ -382,3 +382,14 @@ def test_weights_of_whole_numbers_are_refused(saved, dtype):
     rewrite(path, level_embedding=torch.ones(4, 32, dtype=dtype))
     with pytest.raises(ValueError, match="1 weights are not floating-point numbers: level_embedding"):
         load_detector(path)
+
+
+@pytest.mark.parametrize("header", [b"[1]", (HEADER_LIMIT + 1).to_bytes(8, "little")])
+def test_a_header_that_is_none_or_too_long_is_not_parsed(tmp_path, header):
+    path = tmp_path / "a.safetensors"
+    if len(header) == 8:
+        path.write_bytes(header + b"{" + b" " * HEADER_LIMIT)
+    else:
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        TensorFile(path)

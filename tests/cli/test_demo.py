@@ -9,6 +9,7 @@ from training_runs import free_port
 
 from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import demo, demo_page
+from groundingdino.cli.demo_page import LARGEST_UPLOAD
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def test_it_serves_a_page_of_the_checkpoints_model_where_it_was_told_to(checkpoi
     ((predictor, samples),) = built
     assert predictor.model.config.name == "tiny" and samples == tmp_path
     assert next(predictor.model.parameters()).dtype == torch.bfloat16
-    assert launched == [{"server_name": "127.0.0.1", "server_port": port}]
+    limits = {"max_file_size": LARGEST_UPLOAD}
+    assert launched == [{"server_name": "127.0.0.1", "server_port": port, **limits}]
 
 
 def test_an_address_where_nothing_can_listen_is_one_line(checkpoint, capsys):

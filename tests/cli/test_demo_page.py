@@ -1,16 +1,20 @@
 """The page's fields, and the page itself in a headless Chromium."""
 
+import html
 import json
 import shutil
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from golden_cases import tiny_model
 from PIL import Image
 
 from groundingdino.cli import demo_page
-from groundingdino.cli.demo_page import Answerer, bracketed, build_page, prompt_of
+from groundingdino.cli.demo_page import Answerer, as_text, bracketed, build_page, prompt_of
 from groundingdino.inference.predictor import DetectionFilter, Predictor
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
 from groundingdino.inference.results import to_json
@@ -68,6 +72,9 @@ def test_the_image_half_runs_once_for_questions_about_one_image(predictor, photo
     assert len(encoded) == 1 and np.array_equal(first.boxes, again.boxes)
     answer(image.resize((50, 40)), Referring("a man"), DetectionFilter())
     assert len(encoded) == 2
+    other = image.resize((50, 40)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # of the same size
+    found = answer(other, Referring("a man"), DetectionFilter())
+    assert len(encoded) == 3 and torch.equal(found.boxes, predictor.predict(other, Referring("a man")).boxes)
 
 
 def test_without_gradio_the_error_says_what_to_install(predictor, monkeypatch):
@@ -80,9 +87,54 @@ def test_without_gradio_the_error_says_what_to_install(predictor, monkeypatch):
 def address(predictor, photo):
     pytest.importorskip("gradio")
     page = build_page(predictor, photo.parent)
-    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    _, url, _ = page.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, max_file_size=demo_page.LARGEST_UPLOAD
+    )
     yield url
     page.close()
+
+
+def get(address: str) -> int:
+    """The status of a request."""
+    try:
+        with urllib.request.urlopen(address, timeout=SECONDS) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_no_file_outside_of_the_pages_own_is_served(address, photo, tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[2]
+    for path in ("/etc/passwd", tmp_path / "secret.txt", "secret.txt", "../etc/passwd", root / "pyproject.toml"):
+        for prefix in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/../../"):
+            assert get(f"{address}{prefix}{path}") >= 400, (prefix, path)
+    assert get(address) == 200
+
+
+def upload(address: str, content: bytes) -> int:
+    """The status of an upload."""
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    return get(urllib.request.Request(f"{address}gradio_api/upload", body, headers))
+
+
+def test_a_big_upload_is_refused(address, photo):
+    assert upload(address, photo.read_bytes()) == 200
+    assert upload(address, bytes(demo_page.LARGEST_UPLOAD + 1)) == 413
+
+
+def test_questions_wait_for_each_other_and_not_too_many_do(predictor):
+    pytest.importorskip("gradio")
+    page = build_page(predictor)
+    assert page._queue.max_size == demo_page.MOST_WAITING and page._queue.default_concurrency_limit == 1
+
+
+def test_texts_of_others_are_shown_as_text():
+    evil = "<img src=x onerror=alert(1)> [a](javascript:b) `c` **d** | # ~e~ $f$"
+    shown = as_text(evil)
+    assert not set("<>[]`*|~$_") & set(shown) and html.unescape(shown) == evil
 
 
 @pytest.fixture

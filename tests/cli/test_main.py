@@ -1,6 +1,7 @@
 """The console script: its commands, their help, and how fast a mistake is answered."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import groundingdino
+from groundingdino.cli import console
 from groundingdino.cli import main as command_line
 
 ROOT = Path(__file__).parents[2]
@@ -99,3 +101,37 @@ def test_a_door_is_short_and_names_itself(door):
     assert len((ROOT / door).read_text().splitlines()) <= 15
     done = subprocess.run([sys.executable, ROOT / door, "--no-such"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith(f"{door}: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            lambda torch: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU\n..."),
+            "20.00 GiB",
+        ),
+        (
+            lambda torch: RuntimeError("NPU out of memory. Tried to allocate 1.50 MiB (NPU 0..."),
+            "the device is used up",
+        ),
+        (lambda torch: torch.empty(2**55), "this machine is used up, .* GiB were asked for: try a smaller batch"),
+        (lambda torch: bytearray(2**62), "this machine is used up: try a smaller batch"),
+    ],
+)
+def test_memory_that_is_used_up_is_one_line(capsys, error, message):
+    import torch
+
+    def command() -> int:
+        raise error(torch)
+
+    assert console.run("prog", command) == console.USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"prog: the memory of .*{message}", line)
+
+
+def test_other_errors_are_not_taken_for_the_end_of_memory():
+    def command() -> int:
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        console.run("prog", command)

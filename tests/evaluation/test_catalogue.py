@@ -247,3 +247,12 @@ def test_a_file_that_is_no_annotation_file_is_named(loader, tmp_path):
         loader(tmp_path / "a.json", tmp_path)
     with pytest.raises(ValueError, match=r"b.json: no such file"):
         loader(tmp_path / "b.json", tmp_path)
+
+
+def test_dcube_puts_every_length_into_one_class():
+    from groundingdino.evaluation.dod import LENGTHS
+
+    classes = {words: [name for name, lengths in LENGTHS.items() if words in lengths] for words in range(1, 100)}
+    assert all(len(names) == 1 for names in classes.values())
+    edges = {3: "short", 4: "middle", 6: "middle", 7: "long", 9: "long", 10: "very long"}
+    assert {words: classes[words][0] for words in edges} == edges

@@ -22,3 +22,9 @@ def test_the_largest_box_and_the_one_nearest_the_centre_are_the_answers():
 def test_a_centre_without_an_image_size_is_refused():
     with pytest.raises(ValueError, match="images entry 1: no width and height"):
         floors([expression(1, SMALL, size=None)])
+
+
+def test_the_centre_is_that_of_both_axes():
+    wide, narrow = (0.0, 40, 90, 60), (58.0, 43, 62, 57)  # 5 and 10 pixels from the centre
+    found = floors([expression(1, wide), expression(2, wide), expression(3, narrow)])
+    assert found["centre box"] == {"refcoco": pytest.approx(2 / 3)}

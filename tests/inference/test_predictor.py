@@ -1,11 +1,15 @@
 """From any form of image and prompt to detections, on the golden tiny model."""
 
 import copy
+import os
 import pickle
 import random
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +18,15 @@ from golden_cases import image_batch, load_case, tiny_model
 from PIL import Image
 
 from groundingdino.checkpoints.model_file import SCALE_KEY, save_detector
-from groundingdino.inference.engine import EncodedImage
-from groundingdino.inference.predictor import Predictor, load_model
+from groundingdino.inference.engine import EncodedImage, RankedBoxes
+from groundingdino.inference.predictor import DetectionFilter, Predictor, filter_detections, load_model
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans, resolve
 from groundingdino.inputs.images import ImageGeometry, load_image, resize_for_inference
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model import decoder
 from groundingdino.structures import Detections
 
+ROOT = Path(__file__).parents[2]
 SCALE = (96, 160)  # keeps images small
 GOLDEN_BOXES = 1e-2  # pixels; the golden file's boxes are of images up to 266 pixels wide
 GOLDEN_SCORES = 1e-5
@@ -381,6 +386,13 @@ def test_threshold_and_top_k_cut_the_ranked_list(predictor, photo):
     assert nothing.boxes.shape == (0, 4) and nothing.names == () and nothing.labels.dtype == torch.int64
 
 
+def test_a_score_of_three_tenths_is_kept_by_default_and_a_lower_one_is_not():
+    scores = torch.tensor([0.9, 0.3, 0.29, 0.1])
+    ranked = RankedBoxes(torch.zeros(4, 4), scores, torch.zeros(4, dtype=torch.int64))
+    prompt = resolve(Categories(["cat"]), default_tokenizer())
+    assert filter_detections(ranked, prompt, DetectionFilter()).scores.tolist() == scores[:2].tolist()
+
+
 def test_nms_removes_overlaps_within_a_label_or_among_all(predictor, photo):
     from torchvision.ops import box_iou
 
@@ -558,6 +570,43 @@ def test_a_copied_or_pickled_predictor_gives_the_same(photo, copy_of):
     expected = original.predict(photo, referring="a cat", **EVERYTHING)
     found = copy_of(original).predict(photo, referring="a cat", **EVERYTHING)
     assert torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
+
+
+FORKED = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+import numpy, torch
+from golden_cases import tiny_model
+from groundingdino.inference.predictor import Predictor
+
+PHOTO = numpy.full((60, 90, 3), 90, numpy.uint8)
+
+def answer(predictor):
+    return predictor.predict(PHOTO, referring="a cat").boxes.tolist()
+
+def answer_of_mine():
+    return answer(predictor)
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    predictor = Predictor(tiny_model(), scale=(96, 160))
+    expected = answer(predictor)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        found = [pool.submit(answer_of_mine).result(timeout=120) for _ in range(2)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found.append(pool.submit(answer, predictor).result(timeout=120))
+    assert numpy.allclose(found, [expected] * 3, atol=1e-3), (found, expected)
+    print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_a_predictor_answers_in_forked_and_in_spawned_processes(tmp_path):
+    (tmp_path / "forked.py").write_text(FORKED)
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    command = [sys.executable, tmp_path / "forked.py"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "the same\n", done.stderr[-3000:]
 
 
 def test_weights_that_give_nan_are_an_error_that_names_the_checkpoint(photo, tmp_path):

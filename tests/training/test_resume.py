@@ -15,6 +15,7 @@ import torch
 from training_runs import LAST_STEP, assert_same_end, environment, losses, scenes, small_config, start
 
 from groundingdino.checkpoints import run_state, safetensors_file
+from groundingdino.training.recorder import MetricsLog, read_metrics
 from groundingdino.training.run_folder import RunFolder, RunLock
 from groundingdino.training.trainer import fit
 
@@ -221,3 +222,15 @@ def test_torchrun_restarts_after_one_of_two_ranks_is_killed(data: Path, tmp_path
     assert sorted(losses(run)) == list(range(1, 9))  # 16 expressions, 2 ranks with 2 each, 2 epochs
     torchrun(data, other, "never")
     assert losses(run) == losses(other)
+
+
+def test_an_evaluation_that_is_done_again_is_written_once(tmp_path: Path) -> None:
+    rows = [{"step": 7, "loss": 1.0}, {"step": 8, "loss": 1.0}, {"step": 8, "evaluation": {}}, {"step": 9, "loss": 1.0}]
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 1')
+    log = MetricsLog(folder, 8)
+    log.evaluation(8, 1, {})
+    log.close()
+    assert [(row["step"], "evaluation" in row) for row in read_metrics(folder.metrics)] == [
+        (7, False), (8, False), (8, True),
+    ]  # fmt: skip
