@@ -3,8 +3,8 @@
 Axes: B images, T text tokens, D width, C categories, Q queries, K detections.
 """
 
+import logging
 import reprlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -45,6 +45,8 @@ from groundingdino.structures import Detections
 
 THRESHOLD = 0.3  # default of every mode but referring
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Predictor:
             raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
         self.device = next(model.parameters()).device if device is None else device
         if problem := devices.slow_precision(self.device, precision):
-            warnings.warn(problem, stacklevel=2)
+            logger.warning(problem)
         base, _, mixed = precision.partition("-")
         dtype = torch.float32 if mixed else devices.PRECISIONS[base]
         self.model = model.eval().to(self.device, dtype)
