@@ -290,12 +290,14 @@ class TrainConfig:
     lora: Rank = 0  # of low-rank adapters, trained instead of the weights in all parts but `freeze`; 0 = none
     text_from: Path | None = None  # folder of a BERT (transformers' layout) for the text encoder of a fresh model
     seed: int = 0
+    deterministic: bool = False  # the same numbers in every run on this kind of device; slower, see `runtime.devices`
     device: str = "auto"  # auto, cpu, cuda, npu
     max_time: str | None = None  # such as 3h50m: end with a saved state before this much time has passed
     timeout: Positive = 10.0  # minutes without an answer from another process or a loader process that end the run
     resume: str | None = None  # "auto" = this run folder's last checkpoint if there is one, or a path
     save_every: Each = 1000  # steps between checkpoints, besides the one after each epoch
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # beside metrics.jsonl
+    profile: str | None = None  # steps to trace, such as 10:13 for 10, 11 and 12; the longest operators are printed
     log_every: Each = 10  # steps between reads of the losses from the device
     evaluate_every: Each = 1  # epochs
     early_stopping: NonNegative = 0  # evaluations in a row without a better figure that end the run; 0 = never

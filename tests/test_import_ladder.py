@@ -25,6 +25,7 @@ DOORS = {
     "tokenizers": {"inputs/text.py", "inference/onnx_example.py"},  # the latter is a program of its own
     "onnx": {"inference/export.py", "inference/export_check.py"},
     "onnxruntime": {"inference/export_check.py", "inference/onnx_example.py"},
+    "torch_npu": {"training/profiling.py"},  # elsewhere torch.get_device_module("npu") is it
     "triton": {"ops/ms_deform_attn/triton_kernels.py"},
     "transformers": {"integrations/sam.py"},
     "scipy": {"training/matcher.py"},

@@ -84,7 +84,7 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert len({row["step"] for row in steps}) == len(steps), "a step is written down twice"
-    return {row["step"]: {k: v for k, v in row.items() if k != "images_per_second"} for row in steps}
+    return {row["step"]: {k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in steps}
 
 
 def assert_same_end(run: Path, reference: Path) -> None:

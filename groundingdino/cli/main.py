@@ -26,6 +26,7 @@ COMMANDS = {
     "push": "upload a checkpoint to the Hugging Face hub",
     "data": "work on annotation files",
     "selfcheck": "check the operators on this machine",
+    "report": "collect what a bug report needs",
 }
 PURPOSE = "MM-Grounding-DINO: find in images what words describe."
 

@@ -165,10 +165,13 @@ def train(config: TrainConfig, prog: str, job: "Job") -> int:
 
     device = devices.pick_device(config.device)
     devices.tune_process(device)
+    note = devices.make_deterministic(device) if config.deterministic else None
     request = StopRequest(config.max_time)
     try:
         world = distributed.init(str(device), timeout_minutes=config.timeout)
         console.show_log(prog, progress=distributed.is_main())
+        if note is not None and distributed.is_main():
+            logging.getLogger("groundingdino").info(note)
         with stop_on_signals(request):
             result = job(world, request)
         for what, path in result.files.items():

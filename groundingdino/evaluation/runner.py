@@ -140,6 +140,7 @@ def evaluate(
                 progress(sum(len(q.prompts) for q in questions) - sum(len(q.prompts) for q in waiting))
             own = shard(waiting, distributed.rank(), distributed.world_size())
             for question, ranked in _answers(engine, own, options, boxes_per_caption):
+                distributed.note_progress()
                 store.write([_as_answer(*one) for one in zip(question.ids, ranked, strict=True)])
                 if progress is not None:
                     progress(len(question.prompts))

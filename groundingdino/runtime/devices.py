@@ -165,6 +165,26 @@ def tune_process(device: torch.device, *, fast_fp32: bool = False) -> None:
         npu.matmul.allow_hf32 = fast_fp32
 
 
+def make_deterministic(device: torch.device) -> str:
+    """Let `device` compute the same numbers in every run, for the whole process; what that costs, in one sentence.
+
+    An operator that torch has in no deterministic form warns once and stays as it is. To be called before the first
+    tensor: cuBLAS and HCCL read their variables when they start.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        return "deterministic: gradients of deformable attention are summed in 64-bit integers, cuDNN does not search"
+    if device.type == "npu":
+        os.environ.setdefault("HCCL_DETERMINISTIC", "true")
+        return (
+            "deterministic: gradients of deformable attention are summed in sorted order, not by CANN's operator, "
+            "which then uses a single core; matmuls and collectives are slower"
+        )
+    return "deterministic: CPU results depend on nothing but the number of threads; this setting makes no difference"
+
+
 def _keep_freed_memory() -> None:
     """Let freed buffers wait for the next tensor instead of going back to the system (glibc).
 

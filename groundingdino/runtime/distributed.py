@@ -4,6 +4,7 @@ Every function also works in a single process without a process group, where it 
 """
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -15,12 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groundingdino.runtime import devices
+from groundingdino.runtime import devices, environment
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 GRACE = 5.0  # seconds for the other processes to notice that a collective has failed
+POLL = 0.05  # seconds between two looks at whether the others have arrived
 _store: dist.Store | None = None  # of this run's processes
+_patient: dist.ProcessGroup | None = None  # the same processes, over gloo and without a time-out
+_patience = 600.0  # seconds without a sign of work from a process that is waited for
+_waits = 0  # of this process so far
+_noted = 0.0  # when this process has last shown that it works
 
 
 class ProcessLostError(ConnectionError):
@@ -55,7 +63,7 @@ def init(device: str = "auto", *, timeout_minutes: float = 10.0) -> World:
         return World(0, 0, 1, chosen)
     if chosen.type not in BACKENDS:
         raise ValueError(f"several processes on {chosen.type!r} are not supported: use one of {', '.join(BACKENDS)}")
-    global _store
+    global _store, _patience, _patient
     if not dist.is_initialized():
         bound = None if chosen.type == "cpu" else chosen
         timeout = timedelta(minutes=timeout_minutes)
@@ -63,10 +71,14 @@ def init(device: str = "auto", *, timeout_minutes: float = 10.0) -> World:
         # torchrun keeps one store over its restarts; without a prefix the processes of the second attempt would wait
         # for the dead ones of the first (torch 2.9).
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        _store = store
+        _store, _patience = store, timeout.total_seconds()
+        hosts = size // int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        for problem in environment.hccl_problems(os.environ, hosts) if chosen.type == "npu" and rank == 0 else ():
+            logger.warning(problem)
         dist.init_process_group(
             BACKENDS[chosen.type], store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
         )
+        _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
     return World(dist.get_rank(), devices.local_rank(), dist.get_world_size(), chosen)
 
 
@@ -103,6 +115,7 @@ def gather_objects(value: T) -> list[T]:
     """Every process's picklable `value`, in rank order, on every process."""
     if world_size() == 1:
         return [value]
+    wait_for_others()
     gathered: list[T | None] = [None] * world_size()
     with naming_lost_processes():
         dist.all_gather_object(gathered, value)
@@ -117,6 +130,53 @@ def broadcast_object(value: T, source: int = 0) -> T:
     with naming_lost_processes():
         dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def note_progress() -> None:
+    """Show the others that this process works; whoever waits for it in `wait_for_others` then has patience. Cheap."""
+    global _noted
+    now = time.monotonic()
+    if _store is not None and now - _noted > 1.0:
+        _noted = now
+        _store.set(f"works {rank()}", str(now))
+
+
+def wait_for_others(patience: float | None = None) -> None:
+    """Wait until every process is here, however long the others work before they come.
+
+    A process that neither arrives nor notes any progress for `patience` seconds (default: the run's time-out) is lost,
+    and so is one that has ended: ProcessLostError names it. All processes must call this equally often.
+    """
+    global _waits
+    if _store is None or _patient is None or world_size() == 1:
+        return
+    _waits += 1
+    patience = _patience if patience is None else patience
+    _store.set(f"arrived {_waits} {rank()}", "1")
+    work = dist.all_reduce(torch.zeros(1), group=_patient, async_op=True)
+    signs: dict[int, tuple[bytes, float]] = {}  # of each process: the last sign of work, and when it was new
+    with naming_lost_processes():
+        while not work.is_completed():
+            time.sleep(POLL)
+            for other in range(world_size()):
+                sign = _sign_of(other)
+                seen, since = signs.setdefault(other, (sign, time.monotonic()))
+                if sign != seen:
+                    signs[other] = (sign, time.monotonic())
+                elif time.monotonic() - since > patience and not _store.check([f"arrived {_waits} {other}"]):
+                    _patient._get_backend(torch.device("cpu")).abort()  # else this process could not end
+                    raise ProcessLostError(
+                        f"process {other} of {world_size()} did not answer in time; look for its own message, and "
+                        "go on with --resume auto"
+                    )
+        work.wait()
+    _store.delete_key(f"arrived {_waits - 1} {rank()}")
+
+
+def _sign_of(other: int) -> bytes:
+    """What the process has noted last."""
+    assert _store is not None
+    return _store.get(f"works {other}") if _store.check([f"works {other}"]) else b""
 
 
 def highest(code: int) -> int:
@@ -157,5 +217,6 @@ def naming_lost_processes() -> Iterator[None]:
 def barrier() -> None:
     """Wait until every process has arrived."""
     if world_size() > 1:
+        wait_for_others()
         with naming_lost_processes():
             dist.barrier()

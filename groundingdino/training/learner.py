@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from groundingdino.checkpoints import model_file
@@ -21,6 +23,7 @@ from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.ema import MovingAverage
 from groundingdino.training.resume import TrainingState
+from groundingdino.training.step_clock import StepClock
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 SCALER_STATE = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
@@ -61,6 +64,7 @@ class Learner:
         self.lr = optim.scaled_lr(config.optimizer, self.images_per_step)
         self.optimizer = optim.build_optimizer(model, config.optimizer, self.lr)
         self.scaler = devices.grad_scaler(device, config.precision)
+        self.clock = StepClock(device)
         self.training_step: TrainingStep | DistributedDataParallel = TrainingStep(model, criterion, config.precision)
         if distributed.world_size() > 1:
             # Every parameter takes part in every step (also without any object), so nothing has to be searched for.
@@ -70,8 +74,7 @@ class Learner:
                 gradient_as_bucket_view=True,
                 bucket_cap_mb=config.bucket_mib,
             )
-            if config.exchange_precision == "bf16":
-                self.training_step.register_comm_hook(None, bf16_compress_hook)
+            self.training_step.register_comm_hook(None, self._exchange)
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay > 0 else None
 
     def step(
@@ -90,6 +93,7 @@ class Learner:
         threads.adjust()
         optim.train_mode(self.model, self.config.freeze)
         optim.set_lr(self.optimizer, self.lr * factor)
+        self.clock.start()
 
         # Gradients of all micro-batches, exchanged between processes with the last one
         draws: Sequence[DenoisingNoise | None] = noise if noise is not None else [None] * len(batches)
@@ -106,9 +110,16 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, norm.isfinite())
+        self.clock.mark("optimizer")
         if len(terms) == 1:
             return terms[0], norm
         return {name: torch.stack([part[name] for part in terms]).mean(dim=0) for name in terms[0]}, norm
+
+    def _exchange(self, state: object, bucket: GradBucket) -> Future[Tensor]:
+        """Average a bucket's gradients over the processes; called when the last of them has been computed."""
+        self.clock.mark("backward")
+        hook = bf16_compress_hook if self.config.exchange_precision == "bf16" else allreduce_hook
+        return hook(None, bucket)  # type: ignore[arg-type]
 
     def _normalizers(self, batches: Sequence[Batch], draws: Sequence[DenoisingNoise | None]) -> Tensor:
         """What the criterion divides by: the objects of all micro-batches together."""
@@ -131,7 +142,10 @@ class Learner:
         unshared = step.no_sync() if isinstance(step, DistributedDataParallel) and not exchange else None
         with unshared or contextlib.nullcontext():
             terms = step(images, text, targets, normalizers, noise)
+            self.clock.mark("forward")
             self.scaler.scale(terms["loss"] * share).backward()
+            exchanged = isinstance(step, DistributedDataParallel) and exchange
+            self.clock.mark("exchange" if exchanged else "backward")  # what was not hidden behind the computation
         return {name: value.detach() for name, value in terms.items()}
 
     def size(self) -> str:

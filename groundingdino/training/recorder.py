@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from groundingdino.runtime.files import atomic_file
 from groundingdino.training.run_folder import RunFolder
+from groundingdino.training.step_clock import StepMarks
 
 PLOTTED = ("precision@", "AP", "F1_score", "N_acc")  # beginnings of figures' names
 
@@ -33,6 +34,7 @@ class StepValues:
     own_loss: float  # this process's own
     grad_norm: float  # before clipping
     samples: tuple[Any, ...]  # SampleInfo of this process's images
+    seconds: dict[str, float] = field(default_factory=dict)  # of this process: data, forward, backward, ...
 
 
 class DeferredSteps:
@@ -43,13 +45,15 @@ class DeferredSteps:
         self._rows: list[Tensor] = []
         self._plain: list[dict[str, Any]] = []
         self._names: list[str] = []
+        self._marks: list[StepMarks] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, terms: dict[str, Tensor], grad_norm: Tensor, **plain: Any) -> None:
+    def add(self, terms: dict[str, Tensor], grad_norm: Tensor, marks: StepMarks, **plain: Any) -> None:
         """Keep the values of a step: scalars on the device, and `step`, `epoch`, `lr`, `images`, `samples`."""
         self._names = list(terms)
+        self._marks.append(marks)
         self._rows.append(torch.stack([*terms.values(), grad_norm.to(terms["loss"].dtype)]).detach())
         self._plain.append(plain)
 
@@ -70,11 +74,12 @@ class DeferredSteps:
                 terms=dict(zip(self._names, mean_row, strict=False)),
                 own_loss=own_row[column],
                 grad_norm=own_row[-1],
+                seconds=marks.seconds(),
                 **plain,
             )
-            for mean_row, own_row, plain in zip(*values, self._plain, strict=True)
+            for mean_row, own_row, plain, marks in zip(*values, self._plain, self._marks, strict=True)
         ]
-        self._rows, self._plain = [], []
+        self._rows, self._plain, self._marks = [], [], []
         return steps
 
 
@@ -94,7 +99,7 @@ class MetricsLog:
         self._time = now
         for s in steps:
             row = {"step": s.step, "epoch": s.epoch, **s.terms, "lr": s.lr, "grad_norm": s.grad_norm}
-            self._write({**row, "images_per_second": round(speed, 4)})
+            self._write({**row, "images_per_second": round(speed, 4), "seconds": s.seconds})
         return speed
 
     def evaluation(self, step: int, epoch: int, figures: dict[str, dict[str, float]]) -> None:

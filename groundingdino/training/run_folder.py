@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from groundingdino.runtime import environment
 from groundingdino.runtime.distributed import World
 from groundingdino.runtime.files import leftovers, write_text
 
@@ -62,6 +63,11 @@ class RunFolder:
     def pictures(self) -> Path:
         """Predictions of the last evaluation, drawn."""
         return self.path / "pictures.png"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of the trace that `--profile` asks for."""
+        return self.path / "profile"
 
     @property
     def nonfinite(self) -> Path:
@@ -168,6 +174,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "revision": _git_revision(Path(__file__).parent),
+        **environment.describe(),
     }
 
 

@@ -5,6 +5,7 @@ A run that was killed and resumed takes the very steps that the uninterrupted ru
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner, group_batches
 from groundingdino.training.loggers import open_loggers
 from groundingdino.training.nonfinite import LossGuard
+from groundingdino.training.profiling import StepProfiler
 from groundingdino.training.recorder import DeferredSteps, MetricsLog, plot_curves
 from groundingdino.training.resume import Position, TrainingState, changes, load_state
 from groundingdino.training.run_folder import RunFolder, RunLock
@@ -115,6 +117,8 @@ class Trainer:
             del saved
         self.deferred = DeferredSteps(world.size)
         self.guard = LossGuard(self.folder.nonfinite, config.on_nonfinite, self.learner.scaler.is_enabled())
+        profile = config.profile if distributed.is_main() else None
+        self.profiler = StepProfiler(profile, self.folder.profile, world.device)
         self.log: MetricsLog | None = None
         self.lock: RunLock | None = None
         if distributed.is_main():
@@ -191,6 +195,7 @@ class Trainer:
         self.stop.at_once = False
         for group in self._groups():
             factor = optim.lr_factor(config.schedule, position.step, self.steps_per_epoch, config.epochs)
+            self.profiler.before(position.step + 1)
             with distributed.naming_lost_processes():
                 terms, norm = self.learner.step(group, factor)
             position.step += 1
@@ -198,6 +203,7 @@ class Trainer:
             self.deferred.add(
                 terms,
                 norm,
+                self.learner.clock.take(),
                 step=position.step,
                 epoch=position.epoch,
                 lr=self.learner.lr * factor,
@@ -231,10 +237,12 @@ class Trainer:
         while True:
             here = self.loader.state_dict()
             group, problem = None, None
+            begin = time.perf_counter()
             try:
                 group = next(groups, None)
             except (ValueError, OSError) as error:
                 problem = error
+            self.learner.clock.add("data", time.perf_counter() - begin)
             reason = self.stop.reason()
             verdict = distributed.highest(FAILED if problem is not None else STOP if reason is not None else GO_ON)
             if verdict == FAILED:
@@ -358,6 +366,7 @@ class Trainer:
         self.bar.close()
         for callback in self.callbacks:
             callback.on_end()
+        self.profiler.close()
         if self.log is not None:
             self.log.close()
         if self.lock is not None:

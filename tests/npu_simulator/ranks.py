@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from gradient_ranks import NO_DROPOUT, cloned, part_of, whole_batch  # noqa: E402
 from training_runs import small_config  # noqa: E402
 
-from groundingdino.data import synthetic  # noqa: E402
+from groundingdino.data import synthetic_refcoco  # noqa: E402
 from groundingdino.model import build_detector  # noqa: E402
 from groundingdino.runtime import distributed  # noqa: E402
 from groundingdino.structures import to_device  # noqa: E402
@@ -72,7 +72,8 @@ def main(folder: Path) -> None:
     if distributed.is_main():
         print("gradients equal those of one process", flush=True)
 
-    synthetic.SyntheticConfig = functools.partial(synthetic.SyntheticConfig, train_scenes=4, heldout_scenes=1)
+    scenes = functools.partial(synthetic_refcoco.SyntheticConfig, train_scenes=4, heldout_scenes=1)
+    synthetic_refcoco.SyntheticConfig = scenes
     paths = ["--run-dir", str(folder / "run"), "--data.root", str(folder / "data")]
     small = ["--epochs", "1", "--data.batch-size", "2", "--data.workers", "0", "--log-every", "1", "--pictures", "1"]
     half = ["--precision", "bf16", "--activation-checkpointing"]

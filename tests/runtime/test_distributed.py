@@ -44,6 +44,39 @@ except RuntimeError:
 """
 
 
+ONE_TAKES_LONG = """
+import os, time, torch
+from groundingdino.runtime import distributed as d
+world = d.init("cpu", timeout_minutes=1)
+d.barrier()
+for _ in range(8 if world.rank == 1 else 0):  # as an evaluation with many images on one rank
+    time.sleep(0.6)
+    d.note_progress()
+d.wait_for_others(patience=2.5)
+print("together", flush=True)
+if world.rank == 1:
+    time.sleep(9)  # without a sign of work
+    os._exit(0)
+try:
+    d.wait_for_others(patience=2.5)
+except d.ProcessLostError as error:
+    print(error)
+"""
+
+ONE_DIES_WHILE_OTHERS_WAIT = """
+import os, torch
+from groundingdino.runtime import distributed as d
+world = d.init("cpu", timeout_minutes=1)
+d.barrier()
+if world.rank == 1:
+    os._exit(7)
+try:
+    d.gather_objects(1)
+except d.ProcessLostError as error:
+    print(error)
+"""
+
+
 def run_ranks(code: str, size: int = 2) -> list[tuple[int, str]]:
     """Exit code and output of each of `size` processes started as torchrun would start them."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
@@ -80,3 +113,17 @@ def test_a_single_process_needs_no_group(monkeypatch):
     assert distributed.is_main() and distributed.rank() == 0 and distributed.world_size() == 1
     distributed.barrier()
     distributed.shutdown()
+
+
+def test_whoever_works_long_is_waited_for_and_whoever_shows_nothing_is_named():
+    (code, output), (_, other) = run_ranks(ONE_TAKES_LONG)
+    assert code == 0 and "together" in other
+    assert output.splitlines()[-2:] == [
+        "together",
+        "process 1 of 2 did not answer in time; look for its own message, and go on with --resume auto",
+    ]
+
+
+def test_whoever_ends_while_others_wait_is_named_at_once():
+    (code, output), _ = run_ranks(ONE_DIES_WHILE_OTHERS_WAIT)
+    assert code == 0 and "process 1 of 2 has ended" in output

@@ -83,7 +83,8 @@ def test_a_run_leaves_everything_that_is_promised(data: Path, tmp_path: Path, ca
     prefixes = ("", "d0.", "enc_", "d0.dn_", "dn_")
     for row in rows[:-1]:
         terms = {f"{prefix}{term}" for prefix in prefixes for term in TERMS}
-        assert set(row) == terms | {"step", "epoch", "loss", "lr", "grad_norm", "images_per_second"}
+        assert set(row) == terms | {"step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds"}
+        assert set(row["seconds"]) == {"data", "forward", "backward", "optimizer"} and min(row["seconds"].values()) >= 0
         assert row["loss"] == pytest.approx(sum(row[term] for term in terms), rel=1e-5)
         assert row["grad_norm"] > 0 and row["images_per_second"] > 0
     assert rows[-1]["evaluation"] == result.figures
@@ -222,6 +223,7 @@ def test_a_step_waits_for_the_device_only_to_match(data: Path, tmp_path: Path) -
     batches = list(training_loader(config, SMALL, world))
     with Reads() as reads:
         for batch in batches[:3]:
-            deferred.add(*learner.step([batch], 1.0), step=1, epoch=0, lr=1.0, images=2, samples=batch.info)
+            terms, norm = learner.step([batch], 1.0)
+            deferred.add(terms, norm, learner.clock.take(), step=1, epoch=0, lr=1.0, images=2, samples=batch.info)
     assert reads.found == []
     assert len(deferred.read()) == 3

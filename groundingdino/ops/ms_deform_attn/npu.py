@@ -87,6 +87,8 @@ def formulation(direction: str, value: Tensor, locations: Tensor) -> str:
     mode = kernel_mode("ms_deform_attn")
     if mode == "off":
         return "grid_sample"
+    if mode == "auto" and direction == "backward" and torch.are_deterministic_algorithms_enabled():
+        return "gather, sorted"  # CANN's then runs on a single core
     measured = tuning.choice(value.device, formulations.operation(direction, value, locations))
     if mode == "auto" and measured in (FORWARD if direction == "forward" else BACKWARD) and measured != "aclnn":
         return measured
