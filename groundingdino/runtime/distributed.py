@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 GRACE = 5.0  # seconds for the other processes to notice that a collective has failed
 POLL = 0.05  # seconds between two looks at whether the others have arrived
 _store: dist.Store | None = None  # of this run's processes
-_patient: dist.ProcessGroup | None = None  # the same processes, over gloo and without a time-out
+_patient: dist.ProcessGroupGloo | None = None  # the same processes, over gloo and without a time-out
 _patience = 600.0  # seconds without a sign of work from a process that is waited for
 _waits = 0  # of this process so far
 _noted = 0.0  # when this process has last shown that it works
@@ -78,7 +78,8 @@ def init(device: str = "auto", *, timeout_minutes: float = 10.0) -> World:
         dist.init_process_group(
             BACKENDS[chosen.type], store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
         )
-        _patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        # Made directly: `new_group` would ask for a backend of the device that the processes are bound to.
+        _patient = dist.ProcessGroupGloo(dist.PrefixStore("patient", store), rank, size, timedelta(days=30))
     return World(dist.get_rank(), devices.local_rank(), dist.get_world_size(), chosen)
 
 
@@ -153,7 +154,7 @@ def wait_for_others(patience: float | None = None) -> None:
     _waits += 1
     patience = _patience if patience is None else patience
     _store.set(f"arrived {_waits} {rank()}", "1")
-    work = dist.all_reduce(torch.zeros(1), group=_patient, async_op=True)
+    work = _patient.allreduce([torch.zeros(1)])  # type: ignore[attr-defined]
     signs: dict[int, tuple[bytes, float]] = {}  # of each process: the last sign of work, and when it was new
     with naming_lost_processes():
         while not work.is_completed():
@@ -164,7 +165,7 @@ def wait_for_others(patience: float | None = None) -> None:
                 if sign != seen:
                     signs[other] = (sign, time.monotonic())
                 elif time.monotonic() - since > patience and not _store.check([f"arrived {_waits} {other}"]):
-                    _patient._get_backend(torch.device("cpu")).abort()  # else this process could not end
+                    _patient.abort()  # else this process could not end
                     raise ProcessLostError(
                         f"process {other} of {world_size()} did not answer in time; look for its own message, and "
                         "go on with --resume auto"
