@@ -124,19 +124,12 @@ def quickstart_model() -> ModelConfig:
 
 def small_model() -> ModelConfig:
     """Small enough to learn one's own data from nothing on two CPU cores: images of about 320 pixels, two levels."""
-    return ModelConfig(
-        "small",
-        BackboneConfig(32, (1, 1, 3), (2, 4, 8), 6, out_stages=(2,), drop_path_rate=0.0),
-        TextConfig(width=128, num_layers=2, num_heads=4, ffn_width=256),
-        width=128,
-        num_levels=2,
-        ffn_width=256,
-        text_layer_ffn_width=256,
-        fusion_width=128,
-        fusion_dropout=0.0,
-        enhancer_layers=2,
-        decoder_layers=3,
+    return dataclasses.replace(
+        quickstart_model(),
+        name="small",
+        backbone=BackboneConfig(32, (1, 1, 3), (2, 4, 8), 6, out_stages=(2,), drop_path_rate=0.0),
         num_queries=100,
+        num_labels=256,
         num_denoising=50,
     )
 

@@ -87,6 +87,14 @@ def as_text(text: object) -> str:
     return re.sub(r"([\\`*_\[\]#!|~$])", lambda found: f"&#{ord(found[1])};", html.escape(str(text)))
 
 
+def as_rows(found: Detections, folder: str) -> tuple[list[list[Any]], str]:
+    """The page's table of detections, and the JSON file of them that is left in `folder`."""
+    rows = to_json(found)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", dir=folder, delete=False) as file:
+        json.dump(rows, file, indent=1)
+    return [[row["name"], round(row["score"], 3), *(round(x) for x in row["box"])] for row in rows], file.name
+
+
 def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vocabulary | None = None) -> Any:
     """The page as a `gradio.Blocks`, to be launched.
 
@@ -112,19 +120,14 @@ def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vo
             if path is None:
                 raise ValueError("upload an image or pick a sample")
             prompt = prompt_of(mode, text, subject, vocabulary)
-            limits = DetectionFilter(
-                0.0 if mode == "referring" else threshold, 1 if mode == "referring" else int(top_k)
-            )
             image = open_image(path)
-            found = answer(image, prompt, limits)
+            one = mode == "referring"
+            found = answer(image, prompt, DetectionFilter(0.0 if one else threshold, 1 if one else int(top_k)))
         except ValueError as error:
             raise gr.Error(as_text(error), print_exception=False) from error
-        rows = to_json(found)
-        with tempfile.NamedTemporaryFile("w", suffix=".json", dir=folder.name, delete=False) as file:
-            json.dump(rows, file, indent=1)
-        table = [[row["name"], round(row["score"], 3), *(round(x) for x in row["box"])] for row in rows]
         picture = draw_detections(image, found, enlarge=comfortable_factor(image.size))
-        return picture, table, gr.DownloadButton(value=file.name, interactive=True)
+        table, file = as_rows(found, folder.name)
+        return picture, table, gr.DownloadButton(value=file, interactive=True)
 
     def show_mode(mode: str) -> tuple[Any, Any, Any, Any]:
         many = mode != "referring"

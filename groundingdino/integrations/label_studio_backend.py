@@ -24,6 +24,8 @@ def backend(predictor: Predictor, threshold: float = 0.3) -> type[LabelStudioMLB
     """The class that Label Studio's server runs; one instance a request, the predictor shared by all."""
 
     class GroundingDINOBackend(LabelStudioMLBase):  # type: ignore[misc]
+        """Answers tasks with the typed prompt, the last one, or the project's labels."""
+
         def predict(
             self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any
         ) -> ModelResponse:
