@@ -7,7 +7,7 @@ That ATC takes a file that passes has not been tried: it comes with CANN.
 from collections.abc import Iterable
 from typing import Any
 
-MAX_OPSET = 18  # the latest that CANN 8 documents
+MAX_OPSET = 18  # as remembered of CANN 8; not checked against its pages
 OPERATORS = frozenset(
     """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift
