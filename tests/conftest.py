@@ -1,6 +1,7 @@
 """Shared paths and a single thread a test process, so that numbers and times do not depend on the machine."""
 
 import importlib
+import logging
 import os
 from pathlib import Path
 
@@ -41,3 +42,13 @@ def each_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, k
 def own_cache(tmp_path_factory):
     """No test touches the user's cache of converted and downloaded weights."""
     os.environ["GROUNDINGDINO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """A program that a test ran in this process leaves its log's level and form to no other test."""
+    logger = logging.getLogger("groundingdino")
+    level, handlers = logger.level, logger.handlers[:]
+    yield
+    logger.setLevel(level)
+    logger.handlers = handlers
