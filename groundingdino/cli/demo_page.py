@@ -131,12 +131,8 @@ def build_page(predictor: Predictor, samples: Path | None = None, vocabulary: Vo
 
     def show_mode(mode: str) -> tuple[Any, Any, Any, Any]:
         many = mode != "referring"
-        return (
-            gr.Textbox(info=HINTS[mode]),
-            gr.Checkbox(visible=not many),
-            gr.Slider(visible=many),
-            gr.Slider(visible=many),
-        )
+        slider = gr.Slider(visible=many)
+        return gr.Textbox(info=HINTS[mode]), gr.Checkbox(visible=not many), slider, slider
 
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"])
