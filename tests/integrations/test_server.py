@@ -239,6 +239,7 @@ def test_a_request_that_breaks_a_batch_fails_alone(predictor, photo, held, monke
         answers = []
         for number, own in enumerate(names):
             answers.append(threads.submit(client.post, "/predict", json=question(photo, categories=own)))
+            wait_until(lambda: counted(client, "groundingdino_batch_size_sum") == 1)  # the first is with the model
             wait_until(lambda n=number: counted(client, "groundingdino_waiting") == n)
         held.set()
         assert [answer.result().status_code for answer in answers] == [200, 200, 500, 200]
