@@ -68,5 +68,7 @@ def detect(image: Image.Image, caption: str = "", threshold: float = 0.3) -> lis
 
 
 if __name__ == "__main__":
-    for row in detect(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"), " ".join(sys.argv[2:])):
+    picture = Image.open(sys.argv[1])
+    ImageOps.exif_transpose(picture, in_place=True)
+    for row in detect(picture.convert("RGB"), " ".join(sys.argv[2:])):
         print(*row)
