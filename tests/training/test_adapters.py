@@ -33,7 +33,7 @@ def adapter_config(data: Path, run: Path, base: Path, **changes: object) -> Trai
 def test_a_run_trains_adapters_alone_and_saves_them_beside_the_merged_model(
     data: Path, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "groundingdino")
     result = fit(adapter_config(data, tmp_path, base, freeze=("text_encoder",)))
     before, after = load_file(base), load_file(result.files["final"])
     moved = {name for name in before if not torch.equal(before[name], after[name])}
