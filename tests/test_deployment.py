@@ -5,20 +5,22 @@ import os
 import re
 import shlex
 import subprocess
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
+from groundingdino.cli import console, serve, train
 from groundingdino.cli import main as command_line
-from groundingdino.cli import train
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
 if not DOCKER.exists():
     pytest.skip("docker/ is in the repository only", allow_module_level=True)
 FILES = sorted(DOCKER.glob("Dockerfile.*"))
-INSTRUCTIONS = {"FROM", "RUN", "COPY", "WORKDIR", "ENV", "ARG", "SHELL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+INSTRUCTIONS = {"FROM", "RUN", "COPY", "WORKDIR", "ENV", "ARG", "SHELL", "HEALTHCHECK", "EXPOSE", "ENTRYPOINT", "CMD"}
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -80,6 +82,40 @@ def test_the_health_check_of_the_cpu_image_passes(capsys):
     command = json.loads(check[check.index("CMD") + 3 :])
     assert command[0] == "groundingdino" and command_line.main(command[1:]) == 0
     assert "WRONG" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_an_image_serves_at_the_port_that_it_exposes(kind):
+    path = DOCKER / f"Dockerfile.{kind}"
+    words = shlex.split(path.read_text().splitlines()[2])
+    place = words.index(f"groundingdino:{kind}")
+    own, flags = words[:place], words[place + 1 :]
+    assert flags[0] == "serve" and own[own.index("-p") + 1] == "8000:8000"
+    asked = console.parse(serve.Arguments, flags[1:], "groundingdino serve")
+    assert asked.host == "0.0.0.0" and str(asked.checkpoint).startswith(own[own.index("-v") + 1].split(":")[1])
+    found = instructions(path)
+    assert ("EXPOSE", str(asked.port)) in found and ("ENTRYPOINT", '["groundingdino"]') in found
+    assert any("serve" in re.findall(r"[a-z]+", value.split(".[")[-1]) for name, value in found if name == "RUN")
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_command_of_the_serving_page_asks_the_server(status):
+    page = (ROOT / "docs/serving.md").read_text()
+    command = shlex.split(re.search(r"--health-cmd ('[^']*')", page)[1])[0]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(command.replace("8000", str(server.server_port)), shell=True, capture_output=True)
+        server.shutdown()
+    assert (done.returncode == 0) == (status == 200)
 
 
 def training_flags(command: list[str]) -> list[str]:

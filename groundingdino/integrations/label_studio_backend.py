@@ -26,38 +26,31 @@ def backend(predictor: Predictor, threshold: float = 0.3) -> type[LabelStudioMLB
     class GroundingDINOBackend(LabelStudioMLBase):  # type: ignore[misc]
         """Answers tasks with the typed prompt, the last one, or the project's labels."""
 
-        def predict(
-            self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **_: Any
-        ) -> ModelResponse:
+        def predict(self, tasks: list[dict[str, Any]], context: Any = None, **_: Any) -> ModelResponse:
             control, image_tag, key = self.get_first_tag_occurence("RectangleLabels", "Image")
-            label_of = _label_of(self.label_interface.get_control(control).labels_attrs)
-            typed = _typed(context)
-            prompt = typed or self.get(PROMPT) or ", ".join(label_of)
-            names = [name.strip().lower() for name in prompt.split(",") if name.strip()]
-            if len(set(label_of.values())) == 1:  # whatever is asked for is that label
-                label_of |= dict.fromkeys(names, next(iter(label_of.values())))
-            if unknown := [name for name in names if name not in label_of]:
+            project = self.label_interface.get_control(control).labels_attrs
+            texts = {label: tag.attr.get("predicted_values") or label for label, tag in project.items()}
+            typed = [r["value"]["text"] for r in (context or {}).get("result", []) if r.get("type") == "textarea"]
+            prompt = ", ".join(typed[0]) if typed else self.get(PROMPT) or ", ".join(texts.values())
+            names = _names(prompt)
+            label_of = {name.lower(): label for label, text in texts.items() for name in _names(text)}
+            if len(texts) == 1:  # whatever is asked for is that label
+                label_of = dict.fromkeys(map(str.lower, names), *texts)
+            if unknown := [name for name in names if name.lower() not in label_of]:
                 raise ValueError(f"no label for {', '.join(unknown)}: give a Label of the project predicted_values=...")
+            question = predictor.encode_prompt(Categories(names))
             if typed:
-                self.set(PROMPT, typed)
+                self.set(PROMPT, prompt)
             predictions = []
             for task in tasks:
                 image = open_image(self.get_local_path(task["data"][key], task_id=task.get("id")))
-                (found,) = predictor.stream([image], Categories(names), DetectionFilter(threshold))
-                labels = [label_of[names[label]] for label in found.labels.tolist()]
+                (found,) = predictor.stream([image], question, DetectionFilter(threshold))
+                labels = [label_of[names[label].lower()] for label in found.labels.tolist()]
                 predictions.append(to_label_studio(found, image.size, (control, image_tag), labels))
             return ModelResponse(predictions=predictions)
 
     return GroundingDINOBackend
 
 
-def _typed(context: dict[str, Any] | None) -> str:
-    """The request's TextArea; "" without one."""
-    texts = [r["value"]["text"] for r in (context or {}).get("result", []) if r.get("type") == "textarea"]
-    return ", ".join(texts[0]) if texts else ""
-
-
-def _label_of(labels: dict[str, Any]) -> dict[str, str]:
-    """Lower-case name -> the project's label that it belongs to."""
-    names = {label: tag.attr.get("predicted_values") or label for label, tag in labels.items()}
-    return {name.strip().lower(): label for label, text in names.items() for name in text.split(",")}
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

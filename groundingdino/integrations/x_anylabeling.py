@@ -5,17 +5,12 @@ from typing import Any
 
 from groundingdino.structures import Detections
 
-LABEL_FILE_VERSION = "4.2.0"  # of X-AnyLabeling, whose files look like this
-# Fields of its "remote server" panel: a prompt with a button, two thresholds, and whether to keep what is there
-WIDGETS = (
-    {"name": "edit_text", "value": None},
-    {"name": "button_send", "value": None},
-    {"name": "input_conf", "value": None},
-    {"name": "edit_conf", "value": 0.3},
-    {"name": "input_iou", "value": None},
-    {"name": "edit_iou", "value": 0.8},
-    {"name": "toggle_preserve_existing_annotations", "value": False},
-)
+LABEL_FILE_VERSION = "4.2.1"  # of X-AnyLabeling, whose files look like this
+# What its panel shows, and the values that it begins with: a prompt, two thresholds, whether to keep what is there
+WIDGETS = {
+    "edit_text": None, "button_send": None, "input_conf": None, "edit_conf": 0.3, "input_iou": None, "edit_iou": 0.8,
+    "toggle_preserve_existing_annotations": False,
+}  # fmt: skip
 
 
 def shapes(found: Detections) -> list[dict[str, Any]]:
@@ -26,12 +21,6 @@ def shapes(found: Detections) -> list[dict[str, Any]]:
             "score": score,
             "shape_type": "rectangle",
             "points": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]],
-            "group_id": None,
-            "description": "",
-            "difficult": False,
-            "flags": {},
-            "attributes": {},
-            "kie_linking": [],
         }
         for name, score, (x1, y1, x2, y2) in zip(found.names, found.scores.tolist(), found.boxes.tolist(), strict=True)
     ]
@@ -41,8 +30,6 @@ def to_x_anylabeling(found: Detections, image_name: str, size: tuple[int, int]) 
     """The label file to write as `NAME.json` beside the image `image_name`; `size` is (width, height) in pixels."""
     return {
         "version": LABEL_FILE_VERSION,
-        "flags": {},
-        "checked": False,
         "shapes": shapes(found),
         "imagePath": image_name,
         "imageData": None,
@@ -55,8 +42,7 @@ def model_entry(display_name: str) -> dict[str, Any]:
     """A model in the answer to `/v1/models`."""
     return {
         "display_name": display_name,
-        "widgets": list(WIDGETS),
-        "params": {},
+        "widgets": [{"name": name, "value": value} for name, value in WIDGETS.items()],
         "batch_processing_mode": "text_prompt",
     }
 

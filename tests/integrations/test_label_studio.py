@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from detections import FOUND, NOTHING, SIZE
 from golden_cases import tiny_model
 
+from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.predictor import Predictor
 from groundingdino.integrations.label_studio import to_label_studio
 
@@ -45,8 +47,8 @@ def server(tmp_path, monkeypatch):
     return api.init_app(backend(Predictor(tiny_model(), scale=(96, 160)), threshold=0.0)).test_client()
 
 
-def predicted(server, photo, context=None):
-    request = {"tasks": [{"id": 1, "data": {"photo": str(photo)}}], "project": "7.1", "label_config": CONFIG}
+def predicted(server, photo, context=None, config=CONFIG, project="7.1"):
+    request = {"tasks": [{"id": 1, "data": {"photo": str(photo)}}], "project": project, "label_config": config}
     answer = server.post("/predict", json=request | {"params": {"context": context}})
     return answer.status_code, answer.get_json()
 
@@ -55,16 +57,34 @@ def typed(text):
     return {"result": [{"from_name": "prompt", "type": "textarea", "value": {"text": [text]}}]}
 
 
-def test_the_backend_keeps_the_prompt_and_maps_names_to_labels(server, golden, monkeypatch):
-    photo = golden / "photos/train2014/COCO_train2014_000000000001.jpg"
+def labels(answer):
+    return {region["value"]["rectanglelabels"][0] for region in answer[1]["results"][0]["result"]}
+
+
+@pytest.fixture
+def photo(golden, monkeypatch):
+    """A photograph that the backend opens where it lies; Label Studio's own method asks a server."""
     from label_studio_ml.model import LabelStudioMLBase
 
-    monkeypatch.setattr(LabelStudioMLBase, "get_local_path", lambda self, url, **options: url)  # asks a server
+    monkeypatch.setattr(LabelStudioMLBase, "get_local_path", lambda self, url, **options: url)
+    return golden / "photos/train2014/COCO_train2014_000000000001.jpg"
+
+
+def test_a_learned_prompt_is_typed_where_there_is_one_label_and_listed_where_there_are_several(
+    server, photo, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    LearnedPrompt("cat", torch.full((1, 256), 0.5), "tiny").save("My cat.prompt")
+    one = CONFIG.replace('<Label value="cat"/><Label value="Pet" predicted_values="hamster, gold fish"/>', "")
+    listed = CONFIG.replace("hamster, gold fish", "My cat.prompt")
+    assert labels(predicted(server, photo, typed("My cat.prompt"), one, "8.1")) == {"dog"}
+    assert labels(predicted(server, photo, typed("My cat.prompt"), listed, "9.1")) == {"Pet"}
+    refused = predicted(server, photo, typed("gone.prompt"), one, "8.1")
+    assert refused[0] == 500 and labels(predicted(server, photo, None, one, "8.1")) == {"dog"}  # and not kept
+
+
+def test_the_backend_keeps_the_prompt_and_maps_names_to_labels(server, photo):
     assert server.get("/health").get_json()["status"] == "UP"
-
-    def labels(answer):
-        return {region["value"]["rectanglelabels"][0] for region in answer[1]["results"][0]["result"]}
-
     assert labels(predicted(server, photo)) == {"dog", "cat", "Pet"}  # nothing was typed: the labels
     assert labels(predicted(server, photo, typed("Gold fish, cat"))) == {"Pet", "cat"}
     assert labels(predicted(server, photo)) == {"Pet", "cat"}  # kept

@@ -47,6 +47,24 @@ def test_a_mask_is_what_sams_own_classes_give_for_that_box(folder, image):
     assert 0 < sum(coco_mask.area(codes)) < 2 * SIZE[0] * SIZE[1]
 
 
+@pytest.mark.parametrize("family", ["Sam2", "SamHQ"])
+def test_other_sams_of_transformers_take_the_same_call(family, image, tmp_path):
+    if not hasattr(transformers, f"{family}Model"):
+        pytest.skip(f"this transformers has no {family}")
+    folder = write_sam(tmp_path, family)
+    codes = masks(image, FOUND, folder)
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = getattr(transformers, f"{family}Model").from_pretrained(folder).eval()
+    for box, code in zip(FOUND.boxes.tolist(), codes, strict=True):
+        inputs = processor(image, input_boxes=[[box]], return_tensors="pt")
+        sizes = [inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
+        with torch.no_grad():
+            logits = model(**inputs, multimask_output=False).pred_masks
+        (wanted,) = processor.image_processor.post_process_masks(logits, *sizes)
+        np.testing.assert_array_equal(coco_mask.decode(code).astype(bool), wanted[0, 0].numpy())
+    assert 0 < sum(coco_mask.area(codes)) < 2 * SIZE[0] * SIZE[1]
+
+
 def test_no_detection_has_no_mask_and_a_folder_that_is_no_sam_is_one_line(folder, image, tmp_path):
     assert masks(image, NOTHING, folder) == []
     with pytest.raises(ValueError, match="is no SAM model that transformers can load") as caught:
