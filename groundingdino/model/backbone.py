@@ -35,32 +35,27 @@ def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) 
     Worked out once on token numbers instead of in every block on features, by arithmetic that holds for sizes which a
     compiler does not know.
     """
-    down, across = -(-height // window), -(-width // window)  # windows in a column, and in a row
-    each, places = torch.arange(down * across, device=like.device), torch.arange(window**2, device=like.device)
-    rolled_row = (each // across * window)[:, None] + places // window  # (windows, N)
-    rolled_column = (each % across * window)[:, None] + places % window
+    down, across = (height + window - 1) // window, (width + window - 1) // window  # windows in a column, in a row
+
+    def partition(padded: Tensor) -> Tensor:
+        return padded.view(down, window, across, window).transpose(1, 2).reshape(down * across, window**2)
 
     # The token at each place of each window: the padded map is rolled
-    row, column = (rolled_row + shift) % (down * window), (rolled_column + shift) % (across * window)
-    token = torch.where((row < height) & (column < width), row * width + column, height * width)
+    row = torch.arange(down * window, device=like.device).roll(-shift)
+    column = torch.arange(across * window, device=like.device).roll(-shift)
+    real = (row < height)[:, None] & (column < width)
+    token = partition(torch.where(real, row[:, None] * width + column, height * width))
 
-    # The place of each token
-    tokens = torch.arange(height * width, device=like.device)
-    row, column = (tokens // width - shift) % (down * window), (tokens % width - shift) % (across * window)
-    place = (row // window * across + column // window) * window**2 + row % window * window + column % window
+    # The place of each token; the last is the padding's
+    places = torch.arange(down * across * window**2, device=like.device)
+    place = places.new_zeros(height * width + 1).scatter(0, token.flatten(), places)[:-1]
 
-    # Tokens of a shifted window that were no neighbours before the roll do not look at each other
+    # Tokens of a window that were no neighbours before the roll do not look at each other: those from beyond an edge
     mask = None
     if shift:
-        region = 3 * _regions(rolled_row, down * window, window, shift)
-        region += _regions(rolled_column, across * window, window, shift)
+        region = partition(2 * (row < shift)[:, None] + (column < shift))
         mask = ((region[:, None, :] != region[:, :, None]) * MASKED).to(like.dtype)  # (windows, N, N)
     return Windows(token, place, mask)
-
-
-def _regions(at: Tensor, size: int, window: int, shift: int) -> Tensor:
-    """0, 1 or 2 for places along one axis of a rolled map: those before the last window, and the two parts of it."""
-    return (at >= size - window).long() + (at >= size - shift)
 
 
 class WindowAttention(nn.Module):

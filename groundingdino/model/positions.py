@@ -11,16 +11,15 @@ def sine_features(values: Tensor, num_features: int, temperature: float) -> Tens
 
     Args:
         values: (...,) in radians at the highest frequency.
-        num_features: length F of the new last axis.
+        num_features: length F of the new last axis, even.
         temperature: the lowest frequency is about 1 / temperature.
 
     Returns:
         (..., F): sin at even, cos at odd places.
     """
-    index = torch.arange(num_features, dtype=torch.float32, device=values.device)
-    pair = torch.div(index, 2, rounding_mode="floor")
-    angles = values[..., None].float() / temperature ** (2 * pair / num_features)
-    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+    exponents = torch.arange(0, num_features, 2, dtype=torch.float32, device=values.device) / num_features
+    angles = values[..., None].float() / temperature**exponents
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
 def box_encoding(boxes: Tensor, num_features: int) -> Tensor:
