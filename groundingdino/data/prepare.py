@@ -130,7 +130,7 @@ def renamed(reading: Reading, names: Mapping[str, str]) -> Reading:
 
 
 def _strangers(splits: Mapping[str, Reading], captions: bool) -> list[str]:
-    """Categories that are to be found without having been trained."""
+    """One line that names the categories that are evaluated but not trained; none without any."""
     if captions:
         return []
     trained = set(splits["train"].categories.values())

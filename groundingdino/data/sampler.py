@@ -113,7 +113,7 @@ class BatchPlan:
         return np.concatenate(indices), np.concatenate(copies)
 
     def _group(self, indices: np.ndarray) -> np.ndarray:
-        """Positions in `indices`, (batches, batch_size). A batch goes out when its orientation has enough samples."""
+        """Positions in `indices`, (batches, batch_size). A batch is emitted when its orientation has enough samples."""
         portrait = self._portrait[indices]
         complete, leftover = [], []
         for orientation in (True, False):

@@ -27,7 +27,7 @@ class MovingAverage(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, taken: Tensor) -> None:
-        """Take in the present weights of `model`; do nothing where `taken`, a bool on the device, is False."""
+        """Average in the current weights of `model`, unless `taken`, a bool on the device, is False."""
         self.steps += taken
         weight = (9 / (10 + self.steps)).clamp(min=1 - self.decay) * taken  # 1 - decay
         averages: list[Tensor] = list(self.model.parameters())

@@ -1,4 +1,4 @@
-"""Fine-tuning on data of one's own, from a folder of any format to a predictor and its figures."""
+"""Fine-tuning on your own data: from a folder of any format to a predictor and its figures."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence

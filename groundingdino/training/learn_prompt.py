@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromptLearning:
-    """How it is learned."""
+    """Steps, learning rate and seed, and the names beside the learned one."""
 
     steps: int = 200  # one image each
     lr: float = 0.05  # of Adam, times the root mean square of the plain name's features; falls to 0

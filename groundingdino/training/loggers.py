@@ -52,7 +52,7 @@ def step_scalars(step: StepValues) -> dict[str, float]:
 
 
 class _Logger(Callback):
-    """Brings everything to two functions."""
+    """Turns steps and evaluations into calls of `scalars`."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log figures by name."""

@@ -180,7 +180,7 @@ def finetune_epochs(images: int) -> int:
 
 
 def finetune(size: DataSize) -> TrainConfig:
-    """A pre-trained model on data of one's own. Its sizes come with the weights; BERT is frozen.
+    """Fine-tune a pre-trained model on your own data. Its sizes come with the weights; BERT is frozen.
 
     Base rate 1e-4 for 32 images and a tenth of it for the backbone, as in mmdet's recipes for small data sets
     (`grounding_dino_swin-t_finetune_8xb4_20e_cat`, `brain_tumor/...`). Paths and evaluation are for the caller to fill.
@@ -212,7 +212,7 @@ def finetune(size: DataSize) -> TrainConfig:
 
 
 def from_scratch(size: DataSize, model: ModelConfig | None = None, text_from: Path | None = None) -> TrainConfig:
-    """A small model from fresh weights on data of one's own, for two CPU cores: images of 320 pixels, no crops.
+    """A small model from fresh weights on your own data, for two CPU cores: images of 320 pixels, no crops.
 
     For data that look alike, such as micrographs, where nothing pre-trained is at hand. A trained BERT is frozen.
     """

@@ -182,7 +182,7 @@ class Trainer:
         return self._finish(figures)
 
     def _is_stale(self) -> bool:
-        """Whether the figures have stopped rising, and the run shall end then."""
+        """Whether the first figure has not risen for `config.early_stopping` evaluations, which ends the run."""
         patience = self.config.early_stopping
         stale = 0 < patience <= self.position.stale
         if stale:

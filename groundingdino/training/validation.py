@@ -65,7 +65,7 @@ class Assessment:
 
 
 def load_protocol(path: Path, images: Path, allow_outside: bool = False) -> Protocol:
-    """What an annotation file asks. ValueError for a file that is missing, wrong, or of a format that asks nothing."""
+    """A file's evaluation protocol. ValueError for one that is missing, wrong, or of a format that asks nothing."""
     found = registry.find_format(path)
     if found == "coco":
         return CocoDetection.load(path, images, allow_outside=allow_outside)

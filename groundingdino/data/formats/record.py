@@ -101,7 +101,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class AnnotatedObject(msgspec.Struct, frozen=True, gc=False):
-    """One box and what it is."""
+    """One box with its category or phrase."""
 
     box: Box  # pixels of the upright image, not clipped
     label: int  # number of its category in the file (-1: the format has names only), or its index in `regions`
