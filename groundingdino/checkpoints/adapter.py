@@ -11,8 +11,8 @@ import msgspec
 from torch import Tensor, nn
 
 from groundingdino.checkpoints.formats.foreign_weights import is_safetensors
-from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
+from groundingdino.runtime.messages import brief, some
 
 if TYPE_CHECKING:
     from groundingdino.model.detector import GroundingDINO
@@ -66,7 +66,7 @@ def read_adapter(path: Path) -> tuple[AdapterOrigin, dict[str, Tensor]]:
         try:
             origin = msgspec.json.decode(file.metadata[ADAPTER_KEY], type=AdapterOrigin)
         except msgspec.DecodeError as error:
-            raise ValueError(f"{path}: not an adapter of this version ({printable(str(error))})") from error
+            raise ValueError(f"{path}: not an adapter of this version ({brief(str(error))})") from error
         if origin.version != 1:
             raise ValueError(f"{path}: an adapter of version {origin.version}, this groundingdino reads 1: upgrade it")
         return origin, {name: file.read(name) for name in file.entries}
@@ -90,8 +90,8 @@ def merge_adapters(model: "GroundingDINO", paths: Sequence[Path], weight: float 
         origin, adapter = read_adapter(path)
         if origin.base != own:
             raise ValueError(
-                f"{path}: an adapter of another model: trained on {printable(origin.base_name)} with weights "
-                f"{printable(origin.base[:12])}, these are {own[:12]}"
+                f"{path}: an adapter of another model: trained on {brief(origin.base_name)} with weights "
+                f"{brief(origin.base[:12])}, these are {own[:12]}"
             )
         _check(path, adapter, state)
         state = lora.merge_adapter(state, adapter, weight)

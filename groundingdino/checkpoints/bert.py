@@ -10,11 +10,11 @@ from groundingdino.checkpoints.formats import mmdet
 from groundingdino.checkpoints.formats.foreign_weights import is_safetensors, weight_files
 from groundingdino.checkpoints.formats.key_table import KeyTable, pack
 from groundingdino.checkpoints.formats.pytorch_file import read_pytorch_file
-from groundingdino.checkpoints.messages import some
 from groundingdino.checkpoints.safetensors_file import TensorFile
 from groundingdino.config import TextConfig
 from groundingdino.inputs.text import VOCABULARY_FILE
 from groundingdino.runtime.files import open_file
+from groundingdino.runtime.messages import some
 
 TABLE = KeyTable(mmdet.bert_rows("bert"))
 UNUSED = ("pooler.", "cls.", "embeddings.position_ids", "embeddings.token_type_ids")  # beginnings of names

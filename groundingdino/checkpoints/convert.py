@@ -19,7 +19,6 @@ from groundingdino.checkpoints.formats import huggingface, idea, mmdet, original
 from groundingdino.checkpoints.formats.foreign_weights import WEIGHT_DTYPES, ForeignWeights, read_weights
 from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
 from groundingdino.checkpoints.formats.upgrade import upgrade
-from groundingdino.checkpoints.messages import some
 from groundingdino.checkpoints.model_file import (
     SOURCE_KEY,
     VERSION_KEY,
@@ -34,6 +33,7 @@ from groundingdino.checkpoints.safetensors_file import write_tensors
 from groundingdino.config import ModelConfig, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
 from groundingdino.runtime.files import atomic_file, atomic_folder, open_file
+from groundingdino.runtime.messages import some
 
 if TYPE_CHECKING:
     from groundingdino.model import GroundingDINO

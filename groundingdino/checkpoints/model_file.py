@@ -13,11 +13,11 @@ from torch import Tensor
 
 from groundingdino.checkpoints.adapter import ADAPTER_KEY
 from groundingdino.checkpoints.formats.upgrade import stored_names
-from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
 from groundingdino.config import ModelConfig, Pixels, model_config_from_dict, model_config_to_dict
 from groundingdino.inputs.text import VOCABULARY_FILE
+from groundingdino.runtime.messages import brief, some
 
 if TYPE_CHECKING:
     from groundingdino.model.detector import GroundingDINO
@@ -168,10 +168,10 @@ def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     version = metadata.get(VERSION_KEY)
     if version not in READABLE_VERSIONS:
         readable = " and ".join(READABLE_VERSIONS)
-        found = printable(str(version))
+        found = brief(str(version))
         raise ValueError(f"{path}: checkpoint of version {found}, this groundingdino reads {readable}: upgrade it")
     if metadata.get(VOCABULARY_KEY) != vocabulary_identity():
-        found = printable(str(metadata.get(VOCABULARY_KEY)))
+        found = brief(str(metadata.get(VOCABULARY_KEY)))
         raise ValueError(
             f"{path}: trained with another vocabulary (SHA-256 {found}) than the packaged "
             f"bert-base-uncased ({vocabulary_identity()}); its token ids would mean other words"
@@ -179,7 +179,7 @@ def checked_config(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
     try:
         return model_config_from_dict(json.loads(metadata[CONFIG_KEY]))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a model config ({printable(str(error))})") from error
+        raise ValueError(f"{path}: not a model config ({brief(str(error))})") from error
 
 
 def stored_source(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -209,4 +209,4 @@ def _parsed(path: str | Path, metadata: Mapping[str, str], key: str, default: st
     try:
         return msgspec.convert(json.loads(metadata.get(key, default)), form)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged metadata {key!r} ({printable(str(error))})") from error
+        raise ValueError(f"{path}: damaged metadata {key!r} ({brief(str(error))})") from error

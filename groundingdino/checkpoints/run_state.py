@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from groundingdino.checkpoints.messages import printable
 from groundingdino.checkpoints.safetensors_file import TensorFile, write_tensors
+from groundingdino.runtime.messages import brief
 
 STATE_KEY = "groundingdino.state"
 STATE_VERSION_KEY = "groundingdino.state_version"
@@ -42,14 +42,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}: not the state of a training run ({len(file.entries)} tensors without one)")
         if version != STATE_VERSION:
             raise ValueError(
-                f"{path}: training state of version {printable(version)}, this groundingdino reads {STATE_VERSION}: "
+                f"{path}: training state of version {brief(version)}, this groundingdino reads {STATE_VERSION}: "
                 "finish that run with the version that began it, or start from its weights with --init-from"
             )
         file.verify_checksum()
         try:
             state = _decode(json.loads(file.metadata[STATE_KEY]), file)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not a training state of this program ({printable(repr(error))})") from error
+            raise ValueError(f"{path}: not a training state of this program ({brief(repr(error))})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: a training state that is a {type(state).__name__}, not a dict")
     return state

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.messages import printable
 from groundingdino.runtime.files import atomic_file, open_file
+from groundingdino.runtime.messages import brief
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -135,7 +135,7 @@ class TensorFile:
         except RecursionError:
             raise ValueError(f"{self.path}: damaged safetensors header (nested too deeply)") from None
         except ValueError as error:
-            raise ValueError(f"{self.path}: damaged safetensors header ({printable(str(error))})") from error
+            raise ValueError(f"{self.path}: damaged safetensors header ({brief(str(error))})") from error
         if end != size:
             state = "truncated" if size < end else "damaged"
             raise ValueError(f"{self.path}: {state} safetensors file, {size} bytes instead of {end}")

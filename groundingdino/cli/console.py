@@ -21,6 +21,7 @@ from typing import Any, TextIO, TypeVar
 import tyro
 
 from groundingdino.runtime import bootstrap
+from groundingdino.runtime.messages import printable
 
 T = TypeVar("T")
 
@@ -34,11 +35,6 @@ BORDER = re.compile(r"[╭╰+]|[│| ]*[─-]{4,}[│| ]*$")
 
 class UsageError(ValueError):
     """Arguments that cannot be understood, in one line."""
-
-
-def printable(text: object) -> str:
-    """The text with all that is not printable escaped, line breaks too: it cannot steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def one_line(text: object) -> str:

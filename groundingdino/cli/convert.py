@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from groundingdino.cli import console, loading
+from groundingdino.runtime.messages import printable
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def convert(arguments: Arguments) -> int:
     from groundingdino.checkpoints.convert import convert_file
 
     report = convert_file(arguments.source, arguments.target, arguments.to, arguments.text_heads)
-    print("\n".join(console.printable(line) for line in report.lines()))
+    print("\n".join(printable(line) for line in report.lines()))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from groundingdino.cli import console
+from groundingdino.runtime.messages import printable
 
 if TYPE_CHECKING:
     from groundingdino.data.formats.record import Problem, ReadOptions
@@ -112,14 +113,14 @@ def convert(arguments: Convert) -> int:
 
 def _print_problems(problems: "Sequence[Problem]") -> None:
     for problem in problems[:SHOWN]:
-        print(f"{problem.kind.value}: {console.printable(problem)}")
+        print(f"{problem.kind.value}: {printable(problem)}")
     if len(problems) > SHOWN:
         print(f"... and {len(problems) - SHOWN:,} more; `groundingdino data check` lists them by kind")
 
 
 def _print_written(counts: dict[str, int], objects: int, files: Sequence[Path]) -> None:
     parts = ", ".join(f"{count:,} {'' if split == 'all' else split + ' '}entries" for split, count in counts.items())
-    print(f"{parts} with {objects:,} boxes written: {', '.join(console.printable(file) for file in files)}")
+    print(f"{parts} with {objects:,} boxes written: {', '.join(printable(file) for file in files)}")
 
 
 def check(arguments: Check) -> int:
@@ -136,10 +137,10 @@ def check(arguments: Check) -> int:
         splits, checks, lambda total: tqdm(total=total, desc="images", leave=False, disable=None).update
     )
     for split, reading in splits.items():
-        print(f"{console.printable(reading.path)}: {reading.format}, {split}, images in {reading.images}")
+        print(f"{printable(reading.path)}: {reading.format}, {split}, images in {reading.images}")
     print()
     for line in (*report.lines(arguments.shown), "", *data_counts.table(report.counts)):
-        print(console.printable(line))
+        print(printable(line))
     if arguments.picture is not None:
         data_counts.draw(report.counts, arguments.picture)
         print(f"\ndrawn: {arguments.picture}")

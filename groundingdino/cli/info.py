@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from groundingdino.cli import console, loading
+from groundingdino.runtime.messages import printable
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def show(arguments: Arguments) -> int:
 def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
     for key, value in facts.items():
         if isinstance(value, dict):
-            yield f"{indent}{console.printable(key)}:"
+            yield f"{indent}{printable(key)}:"
             yield from _lines(value, indent + "  ")
         else:
-            yield f"{indent}{console.printable(key)}: {console.printable(value)}"
+            yield f"{indent}{printable(key)}: {printable(value)}"
 
 
 def main(arguments: Sequence[str], prog: str = "groundingdino info") -> int:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class LoaderOptions:
     pin_memory: bool = False  # page-locked batches, for copies that do not block
     timeout: float = 0.0  # seconds to wait for a loader process; 0 waits for ever
     padding: Padding = Padding()
+    context: BaseContext | None = None  # how loader processes are started, see `devices.loader_context`
 
 
 class TrainLoader:
@@ -58,6 +60,7 @@ class TrainLoader:
             pin_memory=options.pin_memory,
             persistent_workers=options.workers > 0,
             timeout=options.timeout if options.workers else 0,
+            multiprocessing_context=options.context,
             generator=torch.Generator().manual_seed(plan.seed),
             worker_init_fn=partial(_start_worker, seed=plan.seed, rank=plan.rank),
         )

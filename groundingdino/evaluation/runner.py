@@ -29,7 +29,7 @@ from groundingdino.inference.prompts import Prompt, resolve
 from groundingdino.inputs.images import DEFAULT_SCALE, ResizedImage, open_image, resize_for_inference
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model import GroundingDINO
-from groundingdino.runtime import distributed
+from groundingdino.runtime import devices, distributed
 
 IMAGE_COST = 1.5  # the image half takes as long as this many prompts (Swin-B); for the balance between ranks
 CAPTIONS_KEPT = 10_000  # whose text half is kept, as people say "left" of many images; a few kilobytes each
@@ -181,7 +181,7 @@ def _pairs(
     asked: tuple[Prompt, ...] = ()
     encoded: list[EncodedPrompt] = []
     known: dict[tuple[int, ...], Tensor] = {}
-    for question, image in zip(questions, _load(questions, options), strict=True):
+    for question, image in zip(questions, _load(questions, options, engine.device), strict=True):
         if question.prompts is not asked:
             resolved = [resolve(prompt, tokenizer, limit, strict=False) for prompt in question.prompts]
             if len(known) > CAPTIONS_KEPT:
@@ -200,17 +200,25 @@ def _score_on_main(protocol: EvaluationProtocol[Figures], store: AnswerStore) ->
     gathered = store.gathered()
     figures = None
     if distributed.is_main():
-        figures = protocol.score(gathered)
+        figures = protocol.score(_noting_progress(gathered))
     for _ in gathered:  # the other ranks hand over theirs; on main only what `score` has left
         pass
     return distributed.broadcast_object(figures)  # type: ignore[return-value]
 
 
-def _load(questions: Sequence[Question], options: EvaluationOptions) -> Iterator[ResizedImage]:
+def _noting_progress(answers: Iterator[ImageAnswer]) -> Iterator[ImageAnswer]:
+    for answer in answers:
+        distributed.note_progress()
+        yield answer
+
+
+def _load(questions: Sequence[Question], options: EvaluationOptions, device: torch.device) -> Iterator[ResizedImage]:
+    workers = min(options.workers, len(questions))
     loader = DataLoader(
         _Images(questions, options.scale),
         batch_size=None,
-        num_workers=min(options.workers, len(questions)),
+        num_workers=workers,
+        multiprocessing_context=devices.loader_context(device, workers, __name__),
         generator=torch.Generator().manual_seed(0),  # else torch's global generator would be drawn from
     )
     for loaded in loader:

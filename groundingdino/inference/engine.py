@@ -120,7 +120,6 @@ class Engine:
     def encode_batch(self, batch: ImageBatch, geometries: Sequence[ImageGeometry]) -> list[EncodedImage]:
         """`encode_images` of a batch that is collated already."""
         threads.adjust()
-        devices.survive_fork()
         batch = to_device(batch, self.device)
         batch = replace(batch, pixels=batch.pixels.to(self._dtype))
         with devices.autocast(self.device, self._autocast):
@@ -135,7 +134,7 @@ class Engine:
 
         `known` holds features (T, D) by token ids from earlier calls; what is new is added to it.
         """
-        devices.survive_fork()
+        threads.adjust()
         features = {} if known is None else known
         captions = {chunk.caption.token_ids: chunk.caption for prompt in prompts for chunk in prompt.chunks}
         new = [caption for token_ids, caption in captions.items() if token_ids not in features]
@@ -234,7 +233,6 @@ class Engine:
     def _detect(self, work: Sequence[_Work]) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, T) and boxes (B, Q, 4), float32."""
         threads.adjust()
-        devices.survive_fork()
         text = to_device(collate_text([item.chunk.caption for item in work], self.model.config.max_tokens), self.device)
         tokens = work[0].image.tokens.take([item.image.row for item in work])
         with devices.autocast(self.device, self._autocast):

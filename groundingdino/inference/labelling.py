@@ -29,6 +29,7 @@ from groundingdino.inference.prompts import ResolvedPrompt
 from groundingdino.inference.tiles import Slice, Tiles, rank_slices, slice_image
 from groundingdino.inference.vocabulary import Name, Vocabulary
 from groundingdino.inputs.images import Size
+from groundingdino.runtime import devices
 from groundingdino.structures import Detections
 
 
@@ -108,7 +109,7 @@ def _label_free(
     batch_size = options.batch_size or (1 if predictor.device.type == "cpu" else 8)
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
-        for shard, loaded in _loaded(itertools.chain([first], shards), predictor.scale, options):
+        for shard, loaded in _loaded(itertools.chain([first], shards), predictor, options):
             for batch in batches_by_shape(loaded, batch_size):
                 slices = [image.slices for image in batch]
                 readable = [one for one in slices if one]
@@ -140,7 +141,9 @@ class _Loaded:
     problem: str = ""
 
 
-def _loaded(shards: Iterable[Shard], scale: Size, options: LabelOptions) -> Iterator[tuple[Shard, Iterator[_Loaded]]]:
+def _loaded(
+    shards: Iterable[Shard], predictor: Predictor, options: LabelOptions
+) -> Iterator[tuple[Shard, Iterator[_Loaded]]]:
     """Each shard with its images, decoded ahead by `options.workers` processes, across the border of shards too."""
     started: list[Shard] = []
 
@@ -150,10 +153,11 @@ def _loaded(shards: Iterable[Shard], scale: Size, options: LabelOptions) -> Iter
             yield from shard.waiting
 
     loader = DataLoader(
-        _Images(scale, options.tiles),
+        _Images(predictor.scale, options.tiles),
         sampler=references(),  # type: ignore[arg-type]  # asked for an image when a process is free
         batch_size=None,
         num_workers=options.workers,
+        multiprocessing_context=devices.loader_context(predictor.device, options.workers, __name__),
         generator=torch.Generator().manual_seed(0),  # else torch's global generator would be drawn from
     )
     images: Iterator[_Loaded] = iter(loader)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from groundingdino.runtime.files import open_file
+from groundingdino.runtime.messages import brief, printable
 from groundingdino.structures import ImageBatch
 
 MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255
@@ -164,14 +165,14 @@ def open_image(path: Path | str) -> Image.Image:
     try:
         file = open_file(Path(path))
     except ValueError as error:
-        raise ValueError(str(error).replace(name, _printable(name))) from error
+        raise ValueError(str(error).replace(name, printable(name))) from error
     with file:
-        return _decoded(file, _printable(name))
+        return _decoded(file, printable(name))
 
 
 def decode_image(content: bytes, shown: str) -> Image.Image:
     """`open_image` of a file's content, `shown` its name in messages."""
-    return _decoded(io.BytesIO(content), _printable(shown))
+    return _decoded(io.BytesIO(content), printable(shown))
 
 
 def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:
@@ -185,7 +186,7 @@ def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:
             with Image.open(source) as image:
                 return to_rgb(image)
         except Exception as error:  # Pillow's plugins raise whatever their parsing of damaged bytes runs into
-            raise ValueError(f"{shown}: not a readable image ({_printable(str(error)[:200])})") from error
+            raise ValueError(f"{shown}: not a readable image ({brief(error)})") from error
 
 
 @cache
@@ -197,10 +198,6 @@ def _silence_libtiff() -> None:
         if library is not None:
             for kind in ("Error", "Warning"):
                 getattr(ctypes.CDLL(library), f"TIFFSet{kind}Handler")(None)
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -5,11 +5,14 @@ cpu, cuda, npu (Ascend, through torch_npu) and mps. Nothing else in the library 
 
 import ctypes
 import importlib
+import multiprocessing
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,6 @@ MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # of glibc's malloc.h
 CPU_FACTS = Path("/proc/cpuinfo")  # of Linux; on x86 it lists the instructions under "flags"
 HALF_INSTRUCTIONS = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-_process = os.getpid()  # that imported this module; a forked one still has its parent's here
-
-
-def survive_fork() -> None:
-    """Let a forked process compute: in one thread, because OpenMP's others did not come along, and waiting never ends.
-
-    Elsewhere, and in a process that was spawned, nothing happens.
-    """
-    if os.getpid() != _process and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)
 
 
 def local_rank() -> int:
@@ -276,6 +267,29 @@ def fused_adamw_heeds_found_inf(device: torch.device) -> bool:
     torch_npu 2.9.0's takes no notice of it and would put NaN into the weights (op-plugin, FusedAdamWKernelNpuOpApi).
     """
     return device.type in ("cpu", "cuda")
+
+
+def loader_context(device: torch.device, workers: int, preload: str) -> BaseContext | None:
+    """How `workers` processes that load data beside a program that uses `device` are started; None: as usual.
+
+    Beside an NPU they are not forked from this process, which would hand them its driver's mappings and the locks of
+    its threads, but from a server that has never seen the device: a fresh process with the module `preload` imported.
+    As with "spawn", the data set is pickled, and a script that starts them needs `if __name__ == "__main__"`.
+    """
+    if device.type != "npu" or workers == 0:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    before = os.environ.get(bootstrap.AUTOLOAD)
+    os.environ[bootstrap.AUTOLOAD] = "0"  # none of them loads torch_npu
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[bootstrap.AUTOLOAD]
+        else:
+            os.environ[bootstrap.AUTOLOAD] = before
+    return context
 
 
 def pins_memory(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ Every function also works in a single process without a process group, where it 
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ def broadcast_object(value: T, source: int = 0) -> T:
     """The picklable `value` of the process `source`, the main one by default, on every process."""
     if world_size() == 1:
         return value
+    wait_for_others()
     box = [value]
     with naming_lost_processes():
         dist.broadcast_object_list(box, src=source)
@@ -199,7 +201,7 @@ def naming_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        failed = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        failed = isinstance(error, dist.DistError) or re.search("gloo|hccl|nccl", str(error), re.IGNORECASE)
         if not failed or _store is None:
             raise
         lost = "another process"

@@ -66,6 +66,7 @@ class ThreadGovernor:
 
 
 _governor: ThreadGovernor | None = None
+_process = os.getpid()  # that imported this module; a forked one still has its parent's here
 
 
 def follow_free_cores() -> None:
@@ -80,8 +81,14 @@ def follow_free_cores() -> None:
 
 
 def adjust() -> None:
-    """Called by the library before each step and each image. Does nothing before `follow_free_cores`."""
-    if _governor is not None:
+    """Called by the library before each step and each image. Does nothing before `follow_free_cores`.
+
+    But a forked process gets one thread: OpenMP's others did not come along, and waiting for them would never end.
+    """
+    if os.getpid() != _process:
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+    elif _governor is not None:
         _governor.adjust()
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from groundingdino.checkpoints import model_file
 from groundingdino.checkpoints.bert import read_bert
 from groundingdino.checkpoints.hub import resolve
-from groundingdino.checkpoints.messages import some
 from groundingdino.config import DataConfig, ModelConfig, TrainConfig
 from groundingdino.data import (
     Augmentation,
@@ -27,6 +26,7 @@ from groundingdino.data.formats.record import ReadOptions
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices
 from groundingdino.runtime.distributed import World
+from groundingdino.runtime.messages import some
 
 BYTES_PER_PIXEL = 3 * 4 + 1  # three float32 channels and whether it is real
 
@@ -94,7 +94,12 @@ def training_loader(config: TrainConfig, model: ModelConfig, world: World) -> Tr
     if data.size_buckets > 0:
         padding = padding_for(data.size_buckets, (min(data.train_sides), max(data.train_sides)), data.train_long_side)
     options = LoaderOptions(
-        data.batch_size, workers, devices.pins_memory(world.device), timeout=config.timeout * 60, padding=padding
+        data.batch_size,
+        workers,
+        devices.pins_memory(world.device),
+        timeout=config.timeout * 60,
+        padding=padding,
+        context=devices.loader_context(world.device, workers, GroundingDataset.__module__),
     )
     return build_train_loader(dataset, options, rank=world.rank, world_size=world.size)
 

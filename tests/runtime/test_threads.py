@@ -61,15 +61,15 @@ def test_a_moment_decides_nothing(monkeypatch):
     assert torch.get_num_threads() == 2
 
 
-def test_the_engine_asks_before_each_image_and_each_pass(monkeypatch):
+def test_the_engine_asks_before_each_prompt_each_image_and_each_pass(monkeypatch):
     asked = []
     monkeypatch.setattr(threads, "adjust", lambda: asked.append(1))
     engine = Engine(tiny_model())
     (prompt,) = engine.encode_prompts([resolve(Referring("a cat"), default_tokenizer())])
     (image,) = engine.encode_images([ResizedImage(torch.randint(0, 256, (3, 64, 64)).byte(), GEOMETRY)])
-    assert len(asked) == 1
-    list(engine.rank([(image, prompt)], keep=1))
     assert len(asked) == 2
+    list(engine.rank([(image, prompt)], keep=1))
+    assert len(asked) == 3
 
 
 @linux

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats.pytorch_file import Inert, read_pytorch_file
-from groundingdino.checkpoints.messages import printable, some
 from groundingdino.checkpoints.safetensors_file import TensorFile
 from groundingdino.runtime.files import open_file
+from groundingdino.runtime.messages import brief, some
 
 EXPECTED = (
     "expected Grounding DINO weights: IDEA's or mmdet's .pth, transformers' folder or model.safetensors, or a "
@@ -92,7 +92,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         if not names or not all(isinstance(name, str) and _is_plain(name) for name in names):
             raise ValueError("a shard that is not a file beside it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index}: not the index of a model in several files ({printable(repr(error))})") from error
+        raise ValueError(f"{index}: not the index of a model in several files ({brief(repr(error))})") from error
     return tuple(index.parent / name for name in sorted(names))
 
 
@@ -134,9 +134,9 @@ def _read_pytorch(path: Path) -> ForeignWeights:
         name = str(key).removeprefix("module.")
         if not isinstance(value, Tensor):
             kind = value.name if isinstance(value, Inert) else type(value).__name__
-            raise ValueError(f"{path}: {printable(name)!r} among its weights is a {printable(kind)}, not a tensor")
+            raise ValueError(f"{path}: {brief(name)!r} among its weights is a {brief(kind)}, not a tensor")
         if name in tensors:
-            raise ValueError(f"{path}: holds {printable(name)!r} both with and without the prefix 'module.'")
+            raise ValueError(f"{path}: holds {brief(name)!r} both with and without the prefix 'module.'")
         tensors[name] = value
     claimed, size = sum(t.numel() * t.element_size() for t in tensors.values()), path.stat().st_size
     if claimed > 2 * size:  # a few tensors share their bytes, as IDEA's box heads do
@@ -146,7 +146,7 @@ def _read_pytorch(path: Path) -> ForeignWeights:
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[Any, Any], list[str]]:
     if isinstance(content, Inert):
-        raise ValueError(f"{path}: a whole pickled {printable(content.name)}, not a dict of tensors")
+        raise ValueError(f"{path}: a whole pickled {brief(content.name)}, not a dict of tensors")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a pickled {type(content).__name__}, not a dict of tensors")
     for container in CONTAINERS:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.messages import some
+from groundingdino.runtime.messages import some
 
 PATTERNS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}  # {i}, {j}: an index; {p}: of a layer's two parameters
 

@@ -27,8 +27,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from groundingdino.checkpoints.messages import printable
 from groundingdino.runtime.files import open_file
+from groundingdino.runtime.messages import brief
 
 PLAIN = (str, int, float, bool, bytes, type(None))
 STORAGE_DTYPES = {
@@ -125,7 +125,7 @@ def read_pytorch_file(path: Path) -> PytorchFile:
             if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
                 raise
             raise ValueError(
-                f"{path}: truncated or damaged PyTorch file ({size} bytes, {printable(str(error))}); fetch it again"
+                f"{path}: truncated or damaged PyTorch file ({size} bytes, {brief(str(error))}); fetch it again"
             ) from error
 
 
@@ -168,7 +168,7 @@ def _read_archive(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> Pytor
     except zipfile.BadZipFile:
         raise
     except Exception as error:  # a damaged or hostile pickle can fail in any way; none of them is ours to debug
-        reason = printable(str(error) or type(error).__name__)
+        reason = brief(str(error) or type(error).__name__)
         raise ValueError(f"{path}: damaged PyTorch file, its pickle cannot be read ({reason})") from error
     return PytorchFile(content, tuple(sorted(reader.inert)))
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from groundingdino.inputs.text import Spans
+from groundingdino.runtime.messages import printable
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -96,8 +97,7 @@ class Problem(msgspec.Struct, frozen=True):
         where, text = (
             part if len(part) <= MOST_SHOWN else f"{part[:MOST_SHOWN]}..." for part in (self.where, self.text)
         )
-        line = f"{where}: {text}"
-        return line if line.isprintable() else line.encode("unicode_escape").decode()
+        return printable(f"{where}: {text}")
 
 
 class AnnotatedObject(msgspec.Struct, frozen=True, gc=False):
