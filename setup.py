@@ -18,7 +18,7 @@ NPU_SOURCES = "groundingdino/ops/csrc/npu"
 def cpu_extension() -> Extension:
     """Attention and linear layers for CPUs; GCC and Clang only (it uses their vector types)."""
     kernels = ("ms_deform_attn", "window_attention", "linear")
-    names = ("each_isa.inc", "simd.inc", "parallel.h", *(f"{kernel}.inc" for kernel in kernels))
+    names = ("each_isa.inc", "simd.inc", "bfloat16.h", "parallel.h", *(f"{kernel}.inc" for kernel in kernels))
     return Extension(
         "groundingdino.ops._cpu_kernels",
         sources=[f"{CPU_SOURCES}/{kernel}.cpp" for kernel in kernels],

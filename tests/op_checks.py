@@ -15,13 +15,17 @@ def upstream(out: Tensor) -> Tensor:
     return torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(out.dtype)
 
 
-def output_and_gradients(function, *arguments: Any) -> list[Tensor]:
-    """The output, and the gradient of each argument that is a floating-point tensor."""
+def output_and_gradients(function, *arguments: Any, rounded_to: torch.dtype | None = None) -> list[Tensor]:
+    """The output, and the gradient of each argument that is a floating-point tensor.
+
+    `rounded_to` is the type to which the gradient that arrives is rounded first.
+    """
     is_leaf = [isinstance(argument, Tensor) and argument.is_floating_point() for argument in arguments]
     given = [a.detach().requires_grad_() if leaf else a for a, leaf in zip(arguments, is_leaf, strict=True)]
     leaves = [a for a, leaf in zip(given, is_leaf, strict=True) if leaf]
     out = function(*given)
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream(out))]
+    arriving = upstream(out).to(rounded_to or out.dtype).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, arriving)]
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:

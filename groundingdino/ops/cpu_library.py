@@ -17,9 +17,10 @@ from torch import Tensor
 from groundingdino.runtime.kernels import VARIABLE, Operator, kernel_mode
 
 HOW_TO_BUILD = "with GCC or Clang installed, run `pip install --no-deps --force-reinstall -e .` in the repository"
-_SUFFIXES = {torch.float32: "float", torch.float64: "double"}
+_SUFFIXES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 _KERNELS = {
-    **dict.fromkeys(("msda_forward", "msda_backward", "window_forward", "window_backward"), ("float", "double")),
+    **dict.fromkeys(("msda_forward", "window_forward"), ("float", "double", "bfloat16")),
+    **dict.fromkeys(("msda_backward", "window_backward"), ("float", "double")),
     **dict.fromkeys(("linear", "feed_forward"), ("float",)),
 }
 

@@ -20,6 +20,7 @@ from groundingdino.ops.linear import (
     activate,
     matmul,
     needs_gradient,
+    onednn,
     uses_cpu_kernel,
 )
 from groundingdino.ops.linear import forward as linear_forward
@@ -129,6 +130,8 @@ torch.library.define(
 def _forward_cpu(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, activation: Activation
 ) -> Tensor:
+    if x.dtype == torch.bfloat16:
+        return onednn(onednn(x, weight1, bias1, activation), weight2, bias2, "none")
     return forward(x, weight1, bias1, weight2, bias2, activation)
 
 

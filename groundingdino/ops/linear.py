@@ -1,8 +1,9 @@
-"""Linear layers: our kernel for float32 on CPUs, torch's own matmul elsewhere.
+"""Linear layers: our kernel for float32 on CPUs, oneDNN's for bfloat16 there, torch's own matmul elsewhere.
 
 Autograd records no operator of ours but `Inputs` and `_Linear`, so that recomputation can leave a matmul out.
 """
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,8 @@ MANY_ROWS = 128  # from which on a large second factor may be rearranged for the
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`, which is also its reference.
 
-    A float32 matmul on an x86 CPU is our kernel's. It adds the bias while a result is in the first cache (torch's own
+    A bfloat16 matmul that needs no gradient is oneDNN's, as torch brings it, where the CPU has instructions for it. A
+    float32 matmul on an x86 CPU is our kernel's. It adds the bias while a result is in the first cache (torch's own
     matmul copies the bias into the output first).
     Row blocks are scheduled dynamically, so one slow core does not stall the rest.
 
@@ -71,14 +73,24 @@ def bmm_reference(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
 
 
 def uses_cpu_kernel(x: Tensor, weight: Tensor, operator: Operator = "linear") -> bool:
-    """Whether the CPU kernel computes x times the weight."""
-    if x.device.type != "cpu" or x.dim() < 2 or not x.dtype == weight.dtype == torch.float32:
+    """Whether the CPU kernel computes x times the weight; in bfloat16 without gradients only."""
+    if x.device.type != "cpu" or x.dim() < 2 or x.dtype != weight.dtype:
         return False
     # A compiler chooses kernels by itself.
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < MIN_MULTIPLY_ADDS:
         return False
+    if x.dtype == torch.bfloat16:
+        return (
+            weight.is_contiguous() and not needs_gradient(x, weight) and has_cpu_kernel(operator, x) and _has_onednn()
+        )
     # Without AVX2, torch's own matmul is tuned better.
-    return has_cpu_kernel(operator, x) and best_instruction_set() >= 1
+    return x.dtype == torch.float32 and has_cpu_kernel(operator, x) and best_instruction_set() >= 1
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch brings oneDNN's bfloat16 products, and this processor has instructions for them."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -156,6 +168,16 @@ def forward(
     return out
 
 
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    """`matmul` in bfloat16; the weight contiguous.
+
+    `F.linear` multiplies by the weight as it lies. To rearrange it first takes a few thousandths of the product's time,
+    and the product then 0.7 to 1 times as long as before, the activation included, which is free.
+    """
+    arranged = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[:-1].numel())
+    return torch.ops.mkldnn._linear_pointwise(x, arranged, bias, activation, [], "none")
+
+
 def _multiply(
     x: Tensor, weight: Tensor, bias: Tensor, activation: Activation, out: Tensor, instruction_set: int | None
 ) -> None:
@@ -170,7 +192,7 @@ torch.library.define("groundingdino::linear", "(Tensor x, Tensor weight, Tensor?
 
 @torch.library.impl("groundingdino::linear", "cpu")
 def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
-    return forward(x, weight, bias, activation)
+    return (onednn if x.dtype == torch.bfloat16 else forward)(x, weight, bias, activation)
 
 
 @torch.library.register_fake("groundingdino::linear")

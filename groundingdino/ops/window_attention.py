@@ -17,6 +17,7 @@ from groundingdino.runtime.kernels import kernel_mode
 INPUTS = "Tensor qkv, Tensor padding, Tensor bias, Tensor token, Tensor place, Tensor? mask"
 SCHEMA = f"({INPUTS}) -> Tensor"
 BACKWARD_SCHEMA = f"(Tensor grad, {INPUTS}) -> (Tensor, Tensor, Tensor)"
+SCORES = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}  # by type of qkv
 CHUNKS = 8  # of windows, for sums over windows; a constant, so that results do not depend on the number of threads
 
 
@@ -41,12 +42,13 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Window
     Returns:
         (B, S, M, C).
 
-    On the CPU an operator with a kernel, float32 or float64. Elsewhere, and in half precision, the formulation that
-    `groundingdino selfcheck --tune` found to be the fastest on this card, or plain torch.
+    On the CPU an operator with a kernel: float32, float64, or bfloat16 with scores, sums and bias in float32.
+    Elsewhere, and in float16, the formulation that `groundingdino selfcheck --tune` found to be the fastest on this
+    card, or plain torch.
     `GROUNDINGDINO_KERNELS=window_attention=off` asks for plain torch everywhere.
     """
-    if qkv.device.type == "cpu" and qkv.dtype == bias.dtype and qkv.dtype in (torch.float32, torch.float64):
-        tensors = (qkv, padding, bias, windows.token, windows.place, windows.mask)
+    if qkv.device.type == "cpu" and qkv.dtype in SCORES:
+        tensors = (qkv, padding, bias.to(SCORES[qkv.dtype]), windows.token, windows.place, windows.mask)
         return torch.ops.groundingdino.window_attention(*tensors)
     measured = tuning.choice(qkv.device, operation(bias))
     if measured in FORMULATIONS and kernel_mode("window_attention") == "auto":
@@ -63,8 +65,9 @@ def window_attention_reference(qkv: Tensor, padding: Tensor, bias: Tensor, windo
 def window_attention_as(formulation: str, qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
     """`window_attention` by one of FORMULATIONS."""
     parts = _partition(qkv, padding, windows)
+    bias = bias.to(qkv.dtype)
     if windows.mask is not None:
-        bias = bias + windows.mask[:, None]  # (W, M, N, N)
+        bias = bias + windows.mask[:, None].to(qkv.dtype)  # (W, M, N, N)
     out = FORMULATIONS[formulation](parts, bias)
     return out.transpose(1, 2).reshape(len(qkv), -1, *qkv.shape[3:]).index_select(1, windows.place)
 
@@ -136,10 +139,10 @@ def _partition(tokens: Tensor, padding: Tensor, windows: Windows) -> Tensor:
 
 
 def forward(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, instruction_set: int | None = None) -> Tensor:
-    """The kernel for float32 or float64 tensors on the CPU. Needs `library()`."""
+    """The kernel on the CPU: all of one type of SCORES' keys, but the bias of its values. Needs `library()`."""
     out = torch.empty_like(qkv[:, :, 0], memory_format=torch.contiguous_format)
     sizes = _sizes(qkv, windows.token)
-    workspace = qkv.new_zeros(workspace_size("window_forward", sizes))
+    workspace = bias.new_zeros(workspace_size("window_forward", sizes))
     call("window_forward", sizes, instruction_set, (*_inputs(qkv, padding, bias, windows), workspace, out))
     return out
 
@@ -147,7 +150,7 @@ def forward(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, instru
 def backward(
     grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, instruction_set: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, padding and bias; as `forward`."""
+    """Gradients of qkv, padding and bias; as `forward`, all tensors float32 or float64."""
     sizes = _sizes(qkv, windows.token)
     workspace = qkv.new_zeros(workspace_size("window_backward", sizes))
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -163,7 +166,8 @@ def _sizes(qkv: Tensor, token: Tensor) -> tuple[int, ...]:
 
 
 def _inputs(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> tuple[Tensor | None, ...]:
-    tensors = (qkv, padding, windows.token, bias, windows.mask)
+    mask = None if windows.mask is None else windows.mask.to(bias.dtype)
+    tensors = (qkv, padding, windows.token, bias, mask)
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
@@ -184,7 +188,9 @@ def _backward_cpu(
     grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     compute = backward if has_cpu_kernel("window_attention", qkv) else window_attention_backward_reference
-    return compute(grad, qkv, padding, bias, Windows(token, place, mask))
+    exact = bias.dtype
+    grads = compute(grad.to(exact), qkv.to(exact), padding.to(exact), bias, Windows(token, place, mask))
+    return grads[0].to(qkv.dtype), grads[1].to(qkv.dtype), grads[2]
 
 
 @torch.library.register_fake("groundingdino::window_attention")

@@ -54,6 +54,20 @@ def few_at_once(monkeypatch):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("rows", [(3, 5), (2, 31), (1,), (0, 4), (2, 3, 100)], ids=str)
+def test_in_bfloat16_the_hidden_layer_and_the_result_are_rounded_once(rows, activation):
+    tensors = [tensor.bfloat16() for tensor in arguments(*rows)]
+    x, w1, b1, w2, b2 = (tensor.double() for tensor in tensors)
+    hidden = ACTIVATIONS[activation](F.linear(x, w1, b1))
+    with torch.no_grad():
+        actual = feed_forward(*tensors, activation)
+    assert actual.dtype == torch.bfloat16
+    once = torch.finfo(torch.bfloat16).eps / 2
+    of_hidden = once * F.linear(hidden.abs(), w2.abs()).max() if hidden.numel() else 0.0
+    torch.testing.assert_close(actual.double(), F.linear(hidden, w2, b2), rtol=once, atol=float(of_hidden) + TOLERANCE)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("rows", [(3, 5), (2, 31), (1,), (0, 4), (2, 3, 100)], ids=str)
 def test_output_and_gradients_equal_float64s(rows, activation, few_at_once):
     tensors = arguments(*rows)
     exact = output_and_gradients(plain, *(tensor.double() for tensor in tensors), activation)

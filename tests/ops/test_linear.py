@@ -59,6 +59,40 @@ def test_every_kernel_equals_float64(size, activation, instruction_set):
         torch.testing.assert_close(actual.double(), exact, rtol=0, atol=TOLERANCE)
 
 
+HAS_BFLOAT16 = cpu_library.library() is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="no instructions for bfloat16, or no kernels")
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_bfloat16_product_is_rounded_once(size, activation, with_bias):
+    x, weight, bias = (tensor if tensor is None else tensor.bfloat16() for tensor in arguments(*size, with_bias))
+    exact = nn.functional.linear(x.double(), weight.double(), bias.double() if with_bias else None)
+    with torch.no_grad():
+        actual = matmul(x, weight, bias, activation)
+        plain = linear(x, weight, bias)
+    assert actual.dtype == plain.dtype == torch.bfloat16
+    once = torch.finfo(torch.bfloat16).eps / 2
+    torch.testing.assert_close(actual.double(), ACTIVATIONS[activation](exact), rtol=once, atol=TOLERANCE)
+    torch.testing.assert_close(plain.double(), exact, rtol=once, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="no instructions for bfloat16, or no kernels")
+def test_bfloat16_products_are_the_kernels_where_no_gradient_is_needed():
+    x, weight, _ = (tensor if tensor is None else tensor.bfloat16() for tensor in arguments((9,), 8, 4, False))
+    assert uses_cpu_kernel(x, weight)
+    assert uses_cpu_kernel(x[:, ::2], weight[:, ::2].contiguous())
+    assert not uses_cpu_kernel(x, weight.requires_grad_())
+    with torch.no_grad():
+        assert uses_cpu_kernel(x, weight)
+        assert not uses_cpu_kernel(x, weight.float())
+        assert not uses_cpu_kernel(x[:, :4], weight.T)
+        strided = x.repeat(1, 2)[:, ::2]
+        expected = nn.functional.linear(strided, weight)
+        torch.testing.assert_close(linear(strided, weight, None), expected, rtol=2**-7, atol=TOLERANCE)
+
+
 @pytest.mark.skipif(cpu_library.library() is None, reason=f"no kernel: {cpu_library.HOW_TO_BUILD}")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_what_is_not_a_number_stays_so(activation):
@@ -141,7 +175,7 @@ def test_batched_products_and_their_gradients_equal_float64s(turn, start, batch,
     assert_same(output_and_gradients(partial(turned, bmm), *tensors), exact, TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_types_and_autocast_run_as_torchs_own(dtype):
     x, weight, bias = (t.to(dtype) for t in arguments((ROWS,), 8, 4))
     assert not uses_cpu_kernel(x, weight)

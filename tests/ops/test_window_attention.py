@@ -143,9 +143,39 @@ def test_large_scores_neither_overflow_nor_lose_the_winner():
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-3 * 100)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_as_plain_torch(dtype):
-    qkv, padding, bias, windows = arguments(CASES["not_shifted"], dtype)
+@needs_kernel
+@EVERY_CASE
+@pytest.mark.parametrize("instruction_set", range(3))
+def test_the_kernel_reads_and_writes_bfloat16_and_computes_in_float32(case, instruction_set):
+    if instruction_set > cpu_library.best_instruction_set():
+        pytest.skip("this processor has no such vectors")
+    qkv, padding, bias, windows = arguments(case, torch.bfloat16)
+    out = forward(qkv, padding, bias.float(), windows, instruction_set)
+    assert out.dtype == torch.bfloat16
+    same_numbers = [tensor.float() for tensor in (qkv, padding, bias)]
+    exact = forward(*same_numbers, arguments(case, torch.float32)[3], instruction_set)
+    assert torch.equal(out, exact.bfloat16())  # one rounding, at the end
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("backend", ["auto", "off"])
+@pytest.mark.parametrize("of_bias", [torch.bfloat16, torch.float32])
+def test_bfloat16_outputs_and_gradients_are_within_its_roundings(case, backend, of_bias, monkeypatch):
+    monkeypatch.setenv("GROUNDINGDINO_KERNELS", backend)
+    qkv, padding, bias, windows = arguments(case, torch.bfloat16)
+    bias = bias.to(of_bias)
+    actual = output_and_gradients(window_attention, qkv, padding, bias, windows)
+    assert [tensor.dtype for tensor in actual] == [torch.bfloat16, torch.bfloat16, torch.bfloat16, of_bias]
+    exact = [tensor.double() for tensor in (qkv, padding, bias)]
+    expected = output_and_gradients(window_attention_reference, *exact, arguments(case)[3], rounded_to=torch.bfloat16)
+    epsilon = torch.finfo(torch.bfloat16).eps
+    # One rounding. Plain torch also rounds scores, which are exponents and reach 10 or so, and attention.
+    once = epsilon / 2 + TOLERANCE[torch.float32]
+    assert_same(actual, expected, once if backend == "auto" and cpu_library.library() else 10 * epsilon)
+
+
+def test_float16_runs_as_plain_torch():
+    qkv, padding, bias, windows = arguments(CASES["not_shifted"], torch.float16)
     assert torch.equal(
         window_attention(qkv, padding, bias, windows), window_attention_reference(qkv, padding, bias, windows)
     )

@@ -13,8 +13,9 @@ from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_r
 def forward(
     value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, instruction_set: int | None = None
 ) -> Tensor:
-    """The kernel for float32 or float64 tensors on the CPU; arguments as the operator's. Needs `library()`.
+    """The kernel on the CPU; arguments as the operator's. Needs `library()`.
 
+    All tensors float32 or float64; or the value, and with it the output, bfloat16 and the others float32.
     `instruction_set` is at most `best_instruction_set()`, which it is if None.
     """
     check_arguments(value, shapes, locations, weights)
@@ -24,7 +25,7 @@ def forward(
         return out
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     sizes = _sizes(value, shapes, locations)
-    workspace = value.new_empty(workspace_size("msda_forward", sizes))
+    workspace = locations.new_empty(workspace_size("msda_forward", sizes))
     call("msda_forward", sizes, instruction_set, (value, locations, weights, workspace, out))
     return out
 
@@ -37,7 +38,7 @@ def backward(
     weights: Tensor,
     instruction_set: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights; as `forward`."""
+    """Gradients of value, locations and weights; as `forward`, all tensors float32 or float64."""
     check_arguments(value, shapes, locations, weights)
     if grad_output.numel() == 0:
         return torch.zeros_like(value), torch.zeros_like(locations), torch.zeros_like(weights)
@@ -59,13 +60,17 @@ def _sizes(value: Tensor, shapes: Sequence[int], locations: Tensor) -> tuple[int
 def _forward_cpu(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     if has_cpu_kernel("ms_deform_attn", value):
         return forward(value, shapes, locations, weights)
-    return ms_deform_attn_reference(value, pairs(shapes), locations, weights)
+    exact = value.to(locations.dtype)
+    return ms_deform_attn_reference(exact, pairs(shapes), locations, weights).to(value.dtype)
 
 
 @torch.library.impl("groundingdino::ms_deform_attn_backward", "cpu")
 def _backward_cpu(
     grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad, exact = grad_output.to(locations.dtype), value.to(locations.dtype)
     if has_cpu_kernel("ms_deform_attn", value):
-        return backward(grad_output, value, shapes, locations, weights)
-    return ms_deform_attn_backward_reference(grad_output, value, pairs(shapes), locations, weights)
+        grads = backward(grad, exact, shapes, locations, weights)
+    else:
+        grads = ms_deform_attn_backward_reference(grad, exact, pairs(shapes), locations, weights)
+    return grads[0].to(value.dtype), grads[1], grads[2]

@@ -20,6 +20,8 @@ BACKWARD_SCHEMA = (
     "(Tensor grad_output, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> (Tensor, Tensor, Tensor)"
 )
 
+READ_AS_IT_IS = {"cpu": (torch.bfloat16,), "cuda": (torch.bfloat16, torch.float16)}  # by the device's kernel
+
 
 def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Each query sums bilinear samples of every level, weighted (Zhu et al. 2021, Deformable DETR, formula 2).
@@ -44,7 +46,7 @@ def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: 
     flat_shapes = [size for shape in shapes for size in shape]
     check_arguments(value, flat_shapes, locations, weights)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    given = value if value.device.type == "cuda" else value.to(dtype)  # the CUDA kernels read half precision
+    given = value if value.dtype in READ_AS_IT_IS.get(value.device.type, ()) else value.to(dtype)
     out = torch.ops.groundingdino.ms_deform_attn(given, flat_shapes, locations.to(dtype), weights.to(dtype))
     return out.to(value.dtype)
 

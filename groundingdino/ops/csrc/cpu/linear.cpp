@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "bfloat16.h"
 #include "parallel.h"
 
 namespace {

@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "bfloat16.h"
 #include "parallel.h"
 
 namespace {
@@ -91,12 +92,14 @@ EXPORT int64_t msda_backward_workspace(const int64_t* numbers) {
 }
 
 // All tensors contiguous; workspaces aligned to 64 bytes; isa at most best_isa().
-#define DEFINE_ENTRY_POINTS(T, suffix)                                                                                \
-  EXPORT void msda_forward_##suffix(const int64_t* numbers, int64_t isa, const T* value, const T* locations,          \
-                                    const T* weights, T* workspace, T* out) {                                         \
+// S is the type of the value and the output, T that of everything else.
+#define DEFINE_FORWARD(T, S, suffix)                                                                                  \
+  EXPORT void msda_forward_##suffix(const int64_t* numbers, int64_t isa, const S* value, const T* locations,          \
+                                    const T* weights, T* workspace, S* out) {                                         \
     Problem problem(numbers);                                                                                         \
-    DISPATCH(isa, forward<T>(problem, value, locations, weights, workspace, out))                                     \
-  }                                                                                                                   \
+    DISPATCH(isa, forward(problem, value, locations, weights, workspace, out))                                        \
+  }
+#define DEFINE_BACKWARD(T, suffix)                                                                                    \
   EXPORT void msda_backward_##suffix(const int64_t* numbers, int64_t isa, const T* grad_out, const T* value,          \
                                      const T* locations, const T* weights, T* workspace, T* grad_value,               \
                                      T* grad_locations, T* grad_weights) {                                            \
@@ -105,5 +108,8 @@ EXPORT int64_t msda_backward_workspace(const int64_t* numbers) {
                               grad_weights))                                                                          \
   }
 
-DEFINE_ENTRY_POINTS(float, float)
-DEFINE_ENTRY_POINTS(double, double)
+DEFINE_FORWARD(float, float, float)
+DEFINE_FORWARD(double, double, double)
+DEFINE_FORWARD(float, BFloat16, bfloat16)
+DEFINE_BACKWARD(float, float)
+DEFINE_BACKWARD(double, double)

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "bfloat16.h"
 #include "parallel.h"
 
 namespace {
@@ -59,12 +60,15 @@ EXPORT int64_t window_backward_workspace(const int64_t* numbers) {
 // qkv (batch, tokens, 3, heads, channels), padding (3, heads, channels), token (windows, places): `tokens` where padded,
 // bias (heads, places, places), mask (windows, places, places) or null, out (batch, tokens, heads, channels);
 // grad_padding (chunks, 3, heads, channels) and grad_bias (chunks, heads, places, places): zeros, summed by the caller.
-#define DEFINE_ENTRY_POINTS(T, suffix)                                                                                \
-  EXPORT void window_forward_##suffix(const int64_t* numbers, int64_t isa, const T* qkv, const T* padding,            \
-                                      const int64_t* token, const T* bias, const T* mask, T* workspace, T* out) {   \
+// S is the type of qkv, padding and out, T that of everything else.
+#define DEFINE_FORWARD(T, S, suffix)                                                                                  \
+  EXPORT void window_forward_##suffix(const int64_t* numbers, int64_t isa, const S* qkv, const S* padding,            \
+                                      const int64_t* token, const T* bias, const T* mask, T* workspace, S* out) {     \
     const Sizes sizes(numbers);                                                                                       \
-    DISPATCH(isa, forward<T>(sizes, {qkv, padding, 3 * sizes.width()}, token, bias, mask, workspace, out))          \
-  }                                                                                                                   \
+    const Rows<const S> rows = {qkv, padding, 3 * sizes.width()};                                                     \
+    DISPATCH(isa, forward(sizes, rows, token, bias, mask, workspace, out))                                            \
+  }
+#define DEFINE_BACKWARD(T, suffix)                                                                                    \
   EXPORT void window_backward_##suffix(const int64_t* numbers, int64_t isa, const T* grad_out, const T* qkv,          \
                                        const T* padding, const int64_t* token, const T* bias, const T* mask,        \
                                        T* workspace, T* grad_qkv, T* grad_padding, T* grad_bias) {                    \
@@ -73,5 +77,8 @@ EXPORT int64_t window_backward_workspace(const int64_t* numbers) {
                               {grad_qkv, grad_padding, 3 * sizes.width()}, grad_bias))                                \
   }
 
-DEFINE_ENTRY_POINTS(float, float)
-DEFINE_ENTRY_POINTS(double, double)
+DEFINE_FORWARD(float, float, float)
+DEFINE_FORWARD(double, double, double)
+DEFINE_FORWARD(float, BFloat16, bfloat16)
+DEFINE_BACKWARD(float, float)
+DEFINE_BACKWARD(double, double)
