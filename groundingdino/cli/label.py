@@ -2,6 +2,7 @@
 
     groundingdino label photos/ --names names.yaml --out labels/ --to yolo
     groundingdino label shard-000.tar shard-001.tar --names coco --out labels/ --to coco
+    groundingdino label s3://bucket/photos/ --names names.yaml --out labels/ --upload s3://bucket/labels/
     groundingdino label film.mp4 --every 5 --names names.txt --out labels/ --to jsonl
     groundingdino label --out labels/ --names names.yaml --threshold 0.4 --rescore --to yolo      without the model
     groundingdino label --threshold-from gold.json --names names.yaml --out gold/      the best threshold of each name
@@ -13,6 +14,7 @@ Killed at any moment, the same command goes on; run it several times at once, on
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,18 +32,24 @@ if TYPE_CHECKING:
     from groundingdino.inference.vocabulary import Vocabulary
 
 
+OWN_FILES = frozenset({"shards", "images.jsonl", "manifest.json", "choice.json"})  # of a run, not of its labels
+
+
 @dataclass(frozen=True)
 class Arguments:
     """What to label, with which names, and where the labels go."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES ...]")]
-    """folders (with those inside), images, lists of paths (.txt), tar shards, annotation files (.json), videos"""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGES ...]")]
+    """folders (with those inside), images, lists of paths (.txt), tar shards, annotation files (.json), videos;
+    folders, images and tar shards may be URIs, such as s3://bucket/photos/"""
     names: str | None = None
     """a file of names (names.txt, names.yaml), or coco, lvis, objects365, v3det, odinw/NAME"""
     out: Path | None = None
     """folder of the run and its labels"""
     to: Literal["coco", "yolo", "voc", "odvg", "labelstudio", "jsonl"] = "coco"
     """format; a finished run can be written in others by naming them in further calls"""
+    upload: str | None = None
+    """copy the labels to this URI, such as s3://bucket/labels/, when they are written; --out is the run's own folder"""
     masks: str | None = None
     """add COCO masks by this SAM: a folder of transformers, or a name such as facebook/sam-vit-base"""
     checkpoint: Path | None = None
@@ -100,7 +108,7 @@ class Job:
 
     arguments: Arguments
     out: Path
-    sources: tuple[Path, ...]
+    sources: tuple[str, ...]
     vocabulary: "Vocabulary"
     choice: "Choice"
     options: "LabelOptions"
@@ -110,7 +118,12 @@ def understood(arguments: Arguments) -> Job:
     """ValueError for what is missing or out of range."""
     if arguments.names is None or arguments.out is None:
         raise ValueError("give --names and --out")
-    sources = arguments.images or ((arguments.threshold_from,) if arguments.threshold_from else ())
+    if re.match(r"\w{2,}:/", str(arguments.out)):
+        raise ValueError(
+            f"--out {arguments.out}: a run's files are appended to, so its folder must be on a local or shared file "
+            "system; --upload copies the labels to a URI when they are written"
+        )
+    sources = arguments.images or ((str(arguments.threshold_from),) if arguments.threshold_from else ())
     if not sources and not arguments.rescore:
         raise ValueError("no image given: name folders, lists, tar shards, annotation files or videos")
     for option, value in (("--every", arguments.every), ("--shard-size", arguments.shard_size)):
@@ -135,10 +148,11 @@ def understood(arguments: Arguments) -> Job:
 def asked(job: Job, checkpoint: Path) -> dict[str, Any]:
     """What tells runs apart: all that the stored scores depend on."""
     from groundingdino.cli.evaluate import fingerprint
+    from groundingdino.inference.remote import is_uri
 
     arguments = job.arguments
     return {
-        "images": [str(source.absolute()) for source in job.sources],
+        "images": [source if is_uri(source) else str(Path(source).absolute()) for source in job.sources],
         "every": arguments.every,
         "checkpoint": fingerprint(loading.resolved(checkpoint)),
         "prompts": list(job.vocabulary.texts),
@@ -205,6 +219,21 @@ def keep_choice(job: Job) -> None:
         write_text(path, json.dumps({**own, "written": []}, ensure_ascii=False, indent=1) + "\n")
 
 
+def noted(job: Job) -> list[str]:
+    """The formats that were written of this choice, and where they were copied to."""
+    path, own = job.out / "choice.json", choice_record(job)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return before["written"] if {part: before.get(part) for part in own} == own else []
+
+
+def note(job: Job, written: str) -> None:
+    """Add one to what is `noted`; that of another choice is forgotten."""
+    from groundingdino.runtime.files import write_text
+
+    record = {**choice_record(job), "written": [*noted(job), written]}
+    write_text(job.out / "choice.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+
 def labels_of(run: "LabelRun", choose: "Chooser") -> "Labels":
     """The labels of the images that could be read."""
     from groundingdino.cli.label_output import Labelled, Labels
@@ -215,7 +244,7 @@ def labels_of(run: "LabelRun", choose: "Chooser") -> "Labels":
             if not record.problem:
                 yield Labelled(record.position, ref, record.width, record.height, choose(record))
 
-    root = root_of([Path(source) for source in run.manifest.asked["images"]])
+    root = root_of(run.manifest.asked["images"])
     return Labels(choose.vocabulary.shown, root, images)
 
 
@@ -234,22 +263,17 @@ def write_results(job: Job, run: "LabelRun") -> None:
     from groundingdino.cli.label_output import Summary, write_labels
     from groundingdino.inference.label_store import once
     from groundingdino.inference.labelling import Chooser
-    from groundingdino.runtime.files import atomic_file, write_text
+    from groundingdino.inference.remote import upload
+    from groundingdino.runtime.files import atomic_file
 
-    path, own = job.out / "choice.json", choice_record(job)
     choose = Chooser(run.manifest.asked["prompts"], job.vocabulary, job.choice, run.manifest.asked["least score"])
-
-    def noted() -> list[str]:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        same = {part: before.get(part) for part in own} == own
-        return before["written"] if same else []
+    to, uri = job.arguments.to, job.arguments.upload
 
     def write() -> None:
         labels = labels_of(run, choose)
         if job.arguments.masks is not None:
             labels = replace(labels, masks=masker(job.arguments.masks, job.arguments.device))
-        formats = noted()
-        written = write_labels(labels, job.arguments.to, job.out)
+        written = write_labels(labels, to, job.out)
         broken = 0
         with atomic_file(job.out / "broken.jsonl") as file:
             for ref, record in run.results():
@@ -257,16 +281,24 @@ def write_results(job: Job, run: "LabelRun") -> None:
                     broken += 1
                     line = {"image": ref.name, "problem": console.one_line(record.problem)}
                     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        if not formats:
+        if not noted(job):
             Summary.of(labels).save(job.out)
-        text = json.dumps({**own, "written": [*formats, job.arguments.to]}, ensure_ascii=False, indent=1)
-        write_text(path, text + "\n")
+        note(job, to)
         unread = f", {broken} could not be read: {job.out / 'broken.jsonl'}" if broken else ""
         print(f"{run.manifest.images:,} images labelled: {written}{unread}")
 
-    if job.arguments.to in noted():
+    def copy() -> None:
+        assert uri is not None
+        upload(job.out, [path.name for path in sorted(job.out.iterdir()) if path.name not in OWN_FILES], uri)
+        note(job, uploaded)
+        print(f"copied to {uri}")
+
+    if to in noted(job):
         print(f"nothing to do: all {run.manifest.images:,} images that the run listed are labelled")
-    once(run.shards, "write", lambda: job.arguments.to in noted(), write)
+    once(run.shards, "write", lambda: to in noted(job), write)
+    uploaded = f"{to} at {uri}"
+    if uri is not None:
+        once(run.shards, "upload", lambda: uploaded in noted(job), copy)
 
 
 def pick_thresholds(job: Job, run: "LabelRun", gold: Path) -> None:

@@ -20,6 +20,7 @@ from groundingdino.data.formats import odvg
 from groundingdino.data.formats.record import AnnotatedImage, AnnotatedObject, Reading
 from groundingdino.data.formats.writers import write_voc, write_yolo
 from groundingdino.inference.image_source import ImageRef, open_ref
+from groundingdino.inference.remote import is_uri
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import comfortable_factor, draw_detections
 from groundingdino.integrations.label_studio import to_label_studio
@@ -132,11 +133,13 @@ def _odvg(labels: Labels) -> Iterator[bytes]:
 
 
 def _labelstudio(labels: Labels) -> Iterator[bytes]:
-    """Tasks with predictions. Images are served by Label Studio's local storage, whose root is the run's."""
+    """Tasks with predictions. Images are served by Label Studio's local storage, whose root is the run's; URIs stay."""
     yield b"["
     for count, image in enumerate(labels.images()):
         prediction = to_label_studio(image.found, (image.width, image.height))
-        task = {"data": {"image": f"/data/local-files/?d={image.ref.name}"}, "predictions": [prediction]}
+        remote = is_uri(image.ref.file) and image.ref.offset < 0
+        place = image.ref.file if remote else f"/data/local-files/?d={image.ref.name}"
+        task = {"data": {"image": place}, "predictions": [prediction]}
         yield b",\n" * (count > 0) + msgspec.json.encode(task)
     yield b"]\n"
 
@@ -151,7 +154,9 @@ _STREAMS: dict[str, Callable[[Labels], Iterator[bytes]]] = {
 
 def _write_layout(labels: Labels, to: str, folder: Path) -> Path:
     """YOLO's or VOC's folder. VOC's objects have a tag `score`; YOLO's rows have no place for it: scores/ has them."""
-    files = all(image.ref.offset < 0 and image.ref.frame < 0 for image in labels.images())
+    files = all(
+        image.ref.offset < 0 and image.ref.frame < 0 and not is_uri(image.ref.file) for image in labels.images()
+    )
     reading = Reading(
         folder, "labels", lambda: map(_entry, labels.images()), labels.root, dict(enumerate(labels.names))
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundingdino.cli import label, loading
+from groundingdino.inference.remote import is_uri
 
 if TYPE_CHECKING:
     from groundingdino.inference.label_store import LabelRun
@@ -35,7 +36,7 @@ def everywhere(arguments: label.Arguments) -> label.Arguments:
     """With paths that do not depend on the current folder."""
     assert arguments.out is not None and arguments.names is not None
     names = os.path.abspath(arguments.names) if os.path.isfile(arguments.names) else arguments.names
-    images = tuple(path.absolute() for path in arguments.images)
+    images = tuple(source if is_uri(source) else str(Path(source).absolute()) for source in arguments.images)
     return replace(arguments, images=images, names=names, out=arguments.out.absolute(), ray=None)
 
 

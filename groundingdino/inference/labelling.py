@@ -139,6 +139,7 @@ class _Loaded:
     size: Size  # (width, height)
     slices: tuple[Slice, ...]
     problem: str = ""
+    stops: bool = False  # the problem is not the image's
 
 
 def _loaded(
@@ -165,7 +166,10 @@ def _loaded(
 
     def of_shard(count: int) -> Iterator[_Loaded]:
         for _ in range(count):
-            yield ahead.pop() if ahead else next(images)
+            image = ahead.pop() if ahead else next(images)
+            if image.stops:
+                raise OSError(image.problem)
+            yield image
 
     for number in itertools.count():
         if number == len(started):
@@ -187,6 +191,8 @@ class _Images(Dataset[_Loaded]):
             image = open_ref(ref)
         except ValueError as error:
             return _Loaded(position, (0, 0), (), str(error))
+        except OSError as error:  # of a store that does not answer: the image is not broken
+            return _Loaded(position, (0, 0), (), str(error), stops=True)
         return _Loaded(position, image.size, tuple(slice_image(image, self.tiles, self.scale)))
 
 

@@ -158,8 +158,8 @@ def test_tar_shards_and_tiles(place):
     tar, plain = rows(place / "tar/labels.jsonl"), rows(place / "plain/labels.jsonl")
     assert [row["detections"] for row in tar] == [row["detections"] for row in plain]
     assert run("shard.tar", "--out", "tar", "--to", "yolo") == 0
-    assert run("photos", "--out", "tiled", "--to", "jsonl", "--tiles", "40", "--merge", "fusion") == 0
-    assert rows(place / "tiled/labels.jsonl") != plain
+    assert run("photos/000.png", "--out", "tiled", "--to", "jsonl", "--tiles", "40", "--merge", "fusion") == 0
+    assert rows(place / "tiled/labels.jsonl") != plain[:1]
 
 
 def test_a_coco_file_keeps_its_ids(place):
@@ -281,8 +281,9 @@ def test_ray_labels_as_one_process_does(place):
 def test_the_arguments_of_a_job_do_not_depend_on_the_folder_that_it_runs_in(place):
     from groundingdino.cli.label_ray import everywhere
 
-    arguments = label.Arguments((Path("photos"),), names="names.yaml", out=Path("out"), ray="auto")
-    assert everywhere(arguments).images == (place / "photos",)
+    images = ("photos", "s3://bucket/photos")
+    arguments = label.Arguments(images, names="names.yaml", out=Path("out"), ray="auto")
+    assert everywhere(arguments).images == (str(place / "photos"), "s3://bucket/photos")
     assert everywhere(arguments).names == str(place / "names.yaml") and everywhere(arguments).out == place / "out"
 
 
@@ -316,3 +317,42 @@ def test_masks_of_a_sam_stand_in_the_coco_file_and_pycocotools_reads_them(place,
         assert truth.annToMask(annotation).shape == (size["height"], size["width"])
     assert command_line.main([*command, "--out", "other", "--masks", "sam", "--to", "yolo"]) == 2
     assert "has no place for masks" in capsys.readouterr().err
+
+
+@pytest.fixture
+def store(place):
+    """A store in memory with the photos."""
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    system.put(str(place / "photos"), "/bucket/photos", recursive=True)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_images_of_a_store_give_the_same_labels_which_are_copied_to_a_store(place, store, capsys):
+    assert run("photos", "--out", "local", "--to", "jsonl") == 0
+    wanted = (place / "local" / "labels.jsonl").read_bytes()
+    command = ("memory://bucket/photos", "--out", "out", "--to", "jsonl", "--upload", "memory://bucket/labels")
+    assert run(*command) == 0 and "copied to memory://bucket/labels" in capsys.readouterr().out
+    assert store.cat_file("/bucket/labels/labels.jsonl") == wanted
+    assert sorted(name.split("/")[-1] for name in store.ls("/bucket/labels", detail=False)) == [
+        "broken.jsonl", "labels.jsonl", "sample", "scores.json", "scores.svg",
+    ]  # fmt: skip
+    assert len(store.ls("/bucket/labels/sample")) == 7
+    assert run(*command) == 0 and "copied" not in capsys.readouterr().out
+    assert run(*command, "--threshold", "0.04", "--rescore") == 0 and "copied" in capsys.readouterr().out
+    assert run("memory://bucket/photos", "--out", "out", "--threshold", "0.04", "--to", "yolo") == 0
+    assert len(list((place / "out" / "yolo").rglob("labels/**/*.txt"))) == 7
+    assert run("memory://bucket/photos", "--out", "s3://bucket/labels") == 2
+    assert "--upload copies the labels" in capsys.readouterr().err
+
+
+def test_a_store_that_does_not_answer_ends_the_run_which_goes_on_later(place, store, capsys, monkeypatch):
+    command = ("memory://bucket/photos", "--out", "out", "--to", "jsonl")
+    with monkeypatch.context() as broken:
+        broken.setattr(type(store), "cat_file", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        assert run(*command) == 2
+    assert "TimeoutError: no answer" in capsys.readouterr().err
+    assert run(*command) == 0 and not rows(place / "out" / "broken.jsonl")
+    assert len(rows(place / "out" / "labels.jsonl")) == 7

@@ -104,3 +104,47 @@ def test_what_is_no_source_is_named(tmp_path, folder):
     (folder / "a/y/x.PNG").write_bytes(b"no image")
     with pytest.raises(ValueError, match="x.PNG: not a readable image"):
         open_ref(damaged)
+
+
+@pytest.fixture
+def store(folder):
+    """A store in memory with the folder's files and a tar shard of them."""
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    system.put(str(folder), "/bucket/photos", recursive=True)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as shard:
+        shard.add(folder / "b.png", "b.png")
+        shard.add(folder / "a.png", "a.png")
+    system.pipe("/bucket/shard.tar", file.getvalue())
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_uris_of_folders_images_and_shards_are_read_as_local_ones_are(folder, store, tmp_path):
+    local, remote = list(list_images([folder])), list(list_images(["memory://bucket/photos"]))
+    shown = [{ref.name: open_ref(ref).getpixel((0, 0)) for ref in refs} for refs in (local, remote)]
+    assert shown[0] == shown[1] and len(remote) == 4
+    refs = list(list_images(["memory://bucket/shard.tar", "memory://bucket/photos/a.png"]))
+    assert [ref.name for ref in refs] == ["shard.tar/b.png", "shard.tar/a.png", "photos/a.png"]
+    assert [open_ref(ref).getpixel((0, 0))[0] for ref in refs] == [0, 3, 3]
+    (tmp_path / "list.txt").write_text("memory://bucket/photos/a/z.png\nmemory://bucket/photos/b.png\n")
+    assert [ref.name for ref in list_images([tmp_path / "list.txt"])] == ["a/z.png", "b.png"]
+
+
+def test_what_a_store_does_not_have_is_named_and_one_that_does_not_answer_is_no_broken_image(store, monkeypatch):
+    for uri, message in (
+        ("memory://bucket/none/", "none/: no such file or folder, or an empty one"),
+        ("memory://bucket/names.json", "must be local"),
+        ("nowhere://bucket", "nowhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(list_images([uri]))
+    first = next(list_images(["memory://bucket/photos"]))
+    store.rm("/bucket/photos/a/y/x.PNG")
+    with pytest.raises(ValueError, match="x.PNG: FileNotFoundError"):
+        open_ref(first)
+    monkeypatch.setattr(type(store), "cat_file", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+    with pytest.raises(OSError, match="x.PNG: TimeoutError: no answer"):
+        open_ref(first)
