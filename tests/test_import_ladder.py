@@ -35,6 +35,7 @@ DOORS = {
     "supervision": {"integrations/supervision.py", "util/inference.py"},
     "fastapi": {"integrations/server.py", "integrations/server_limits.py"},
     "fastapi_offline": {"integrations/server.py"},
+    "starlette": {"integrations/server.py"},  # the base of FastAPI's errors
     "pydantic": {"integrations/server.py"},
     "prometheus_client": {"integrations/server.py", "integrations/server_limits.py"},
     "uvicorn": {"cli/serve.py"},

@@ -148,24 +148,14 @@ class Engine:
         return [
             EncodedPrompt(
                 resolved=prompt,
-                features=tuple(self._with_learned(features[chunk.caption.token_ids], chunk) for chunk in prompt.chunks),
+                features=tuple(
+                    chunk.with_learned(features[chunk.caption.token_ids], self.model.config.name)
+                    for chunk in prompt.chunks
+                ),
                 positive_maps=tuple(_moved(chunk.positive_map, self.device) for chunk in prompt.chunks),
             )
             for prompt in prompts
         ]
-
-    def _with_learned(self, features: Tensor, chunk: CaptionChunk) -> Tensor:
-        """features (T, D) with the rows of learned names replaced. ValueError for one of another model."""
-        for row, learned in chunk.learned:
-            assert chunk.positive_map is not None
-            places = chunk.positive_map[row].nonzero()[:, 0].to(features.device)
-            if learned.model != self.model.config.name or learned.tokens.shape != (len(places), features.shape[1]):
-                raise ValueError(
-                    f"the prompt {learned.name!r} was learned with {learned.model}, {self.name} is "
-                    f"{self.model.config.name}: learn it again with this model"
-                )
-            features = features.index_put((places,), learned.tokens.to(features))
-        return features
 
     def rank(self, pairs: Iterable[tuple[EncodedImage, EncodedPrompt]], keep: int) -> Iterator[RankedBoxes]:
         """One `RankedBoxes` for each pair, in order, with at most `keep` boxes for each caption of its prompt.

@@ -132,9 +132,10 @@ class CategoryForm(Form):
             raise ValueError(f"{name!r} has negatives, which a graph does not know: leave them out")
         self.names = prompt.names
         self.thresholds = None if prompt.vocabulary is None else prompt.vocabulary.thresholds
-        text = collate_text([prompt.chunks[0].caption], model.config.max_tokens)
+        (chunk,) = prompt.chunks
+        text = collate_text([chunk.caption], model.config.max_tokens)
         with torch.no_grad():
-            tokens = model.encode_text(text)
+            tokens = chunk.with_learned(model.encode_text(text)[0], model.config.name)[None]
         fixed = vars(text) | {"tokens": tokens, "positive_map": _prompts_by_name(prompt)}
         for name, tensor in fixed.items():
             self.register_buffer(name, tensor, persistent=False)

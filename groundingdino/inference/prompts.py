@@ -85,6 +85,19 @@ class CaptionChunk:
     sides: tuple[str, ...] = ()  # of SIDES: boxes near them are preferred, see `postprocess.side_bonus`
     learned: tuple[tuple[int, LearnedPrompt], ...] = ()  # row of the positive map: whose tokens it marks
 
+    def with_learned(self, features: Tensor, model: str) -> Tensor:
+        """The text half's features (T, D) with the rows of learned names replaced; ValueError for another `model`'s."""
+        for row, learned in self.learned:
+            assert self.positive_map is not None
+            places = self.positive_map[row].nonzero()[:, 0].to(features.device)
+            if learned.model != model or learned.tokens.shape != (len(places), features.shape[1]):
+                raise ValueError(
+                    f"the prompt {learned.name!r} was learned with {learned.model}, this model is {model}: learn it "
+                    "again with this model"
+                )
+            features = features.index_put((places,), learned.tokens.to(features))
+        return features
+
 
 @dataclass(frozen=True)
 class ResolvedPrompt:

@@ -17,11 +17,13 @@ from typing import Annotated, Any
 
 import fastapi
 from fastapi import Form, HTTPException, Request, UploadFile
-from fastapi.responses import Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import groundingdino
 from groundingdino.inference.learned_prompt import SUFFIX, read_learned_prompt
@@ -33,6 +35,8 @@ from groundingdino.integrations import x_anylabeling
 from groundingdino.integrations.batching import Batcher, Question
 from groundingdino.integrations.server_limits import BROKEN_OFF, Limits, Metrics, RequestGuard
 from groundingdino.structures import Detections
+
+WRONG_FIELDS_NAMED = 5  # of one refusal
 
 
 class Ask(BaseModel):
@@ -134,8 +138,21 @@ def checked(fields: dict[str, Any] | str) -> Ask:
     try:
         return Ask.model_validate_json(fields) if isinstance(fields, str) else Ask.model_validate(fields)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, one['loc'])) or 'ask'}: {one['msg']}" for one in error.errors()]
-        raise HTTPException(422, "; ".join(wrong)) from error
+        raise HTTPException(422, one_line(error)) from error
+
+
+def one_line(error: ValidationError | RequestValidationError) -> str:
+    """Which fields are wrong, and how."""
+    wrong = [(".".join(str(place) for place in one["loc"] if place != "body"), one["msg"]) for one in error.errors()]
+    return "; ".join(f"{place or 'request'}: {message}" for place, message in wrong[:WRONG_FIELDS_NAMED])
+
+
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """The answer to what was not understood. It may quote the request, of which anything unprintable is left out."""
+    status = error.status_code if isinstance(error, StarletteHTTPException) else 422
+    reason = one_line(error) if isinstance(error, RequestValidationError) else str(getattr(error, "detail", error))
+    line = "".join(character if character.isprintable() else " " for character in reason)
+    return JSONResponse({"detail": line}, status, getattr(error, "headers", None))
 
 
 def build_app(predictor: Predictor, limits: Limits | None = None, learned: Sequence[Path] = ()) -> fastapi.FastAPI:
@@ -155,6 +172,8 @@ def build_app(predictor: Predictor, limits: Limits | None = None, learned: Seque
 
     app = FastAPIOffline(title="Grounding DINO", version=groundingdino.__version__, lifespan=lifespan)
     app.add_middleware(RequestGuard, limits=limits, metrics=metrics)
+    for kind in (RequestValidationError, StarletteHTTPException):
+        app.add_exception_handler(kind, refuse)
 
     @app.post("/predict")
     async def predict(request: Request, ask: AskOfImage) -> Found:

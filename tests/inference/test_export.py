@@ -17,6 +17,7 @@ from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import main as command_line
 from groundingdino.config import BackboneConfig
 from groundingdino.inference import export, export_check, onnx_example, vocabulary
+from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.prompts import Categories, resolve
 from groundingdino.inputs.text import collate_text, default_tokenizer
 
@@ -233,6 +234,26 @@ def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are
     rival = vocabulary.Vocabulary((vocabulary.Name("cat", negatives=("dog",)),))
     with pytest.raises(ValueError, match="'cat' has negatives"):
         export.CategoryForm(model, resolve(rival, default_tokenizer()))
+
+
+def test_a_learned_prompt_is_part_of_the_graph(photos, tmp_path):
+    model, given = random_model(SMALL), fitted(photos[0])
+    path, own = str(tmp_path / "cat.prompt"), SMALL.name
+
+    def scores(*names):
+        form = export.CategoryForm(model, resolve(Categories(names), default_tokenizer()))
+        with torch.no_grad():
+            return form, form(given.pixels)[0]
+
+    plain, expected = scores("dog", "cat")
+    tokens = plain.tokens[0, plain.positive_map[1]]
+    LearnedPrompt("cat", tokens, own).save(path)
+    torch.testing.assert_close(scores("dog", path)[1], expected)
+    LearnedPrompt("cat", -tokens, own).save(path)
+    assert (scores("dog", path)[1] - expected)[..., 1].abs().max() > 1e-3
+    LearnedPrompt("cat", tokens, "another").save(path)
+    with pytest.raises(ValueError, match="was learned with another"):
+        scores("dog", path)
 
 
 def test_names_that_need_two_captions_are_refused_with_the_number_that_fits():
