@@ -212,13 +212,12 @@ class _Video:
         raise ValueError(f"{self._path}: frame {number} cannot be decoded")
 
     def _decode(self) -> Iterator[Any]:
-        import av
-
+        av = _pyav()
         try:
             with av.open(self._path) as container:
                 yield from container.decode(video=0)
         except (av.FFmpegError, IndexError) as error:
-            raise ValueError(f"{self._path}: not a readable video ({error})") from error
+            raise ValueError(f"{self._path}: not a readable video ({_reason(error)})") from error
 
 
 @lru_cache(maxsize=1)
@@ -228,12 +227,23 @@ def _video(path: str) -> _Video:
 
 def count_frames(source: Path) -> int:
     """Of a video, from its packets, without decoding. ValueError for what is none, or without PyAV."""
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError('videos need PyAV: pip install "groundingdino[video]"') from error
+    av = _pyav()
     try:
         with av.open(str(source)) as container:
             return sum(packet.size > 0 for packet in container.demux(video=0))
     except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{source}: not a readable video ({error})") from error
+        raise ValueError(f"{source}: not a readable video ({_reason(error)})") from error
+
+
+def _pyav() -> Any:
+    """PyAV; FFmpeg's own lines on stderr are switched off, as errors say the same. ValueError where it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError('videos need PyAV: pip install "groundingdino[video]"') from error
+    av.logging.set_level(None)
+    return av
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or "it has no video stream"

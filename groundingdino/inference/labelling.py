@@ -12,6 +12,7 @@ suppression can be chosen again without the model.
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -146,7 +147,7 @@ def _loaded(
     shards: Iterable[Shard], predictor: Predictor, options: LabelOptions
 ) -> Iterator[tuple[Shard, Iterator[_Loaded]]]:
     """Each shard with its images, decoded ahead by `options.workers` processes, across the border of shards too."""
-    started: list[Shard] = []
+    started: deque[Shard] = deque()  # whose images have not been asked for
 
     def references() -> Iterator[tuple[int, ImageRef]]:
         for shard in shards:
@@ -171,12 +172,13 @@ def _loaded(
                 raise OSError(image.problem)
             yield image
 
-    for number in itertools.count():
-        if number == len(started):
+    while True:
+        if not started:
             ahead.extend(itertools.islice(images, 1))  # starts the next shard, and those without images before it
-        if number == len(started):
+        if not started:
             return
-        yield started[number], of_shard(len(started[number].waiting))
+        shard = started.popleft()
+        yield shard, of_shard(len(shard.waiting))
 
 
 class _Images(Dataset[_Loaded]):

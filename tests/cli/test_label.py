@@ -356,3 +356,21 @@ def test_a_store_that_does_not_answer_ends_the_run_which_goes_on_later(place, st
     assert "TimeoutError: no answer" in capsys.readouterr().err
     assert run(*command) == 0 and not rows(place / "out" / "broken.jsonl")
     assert len(rows(place / "out" / "labels.jsonl")) == 7
+
+
+def test_a_video_is_labelled_by_frames_and_one_that_is_none_ends_in_one_line(place, capfd):
+    av = pytest.importorskip("av")
+    with av.open("film.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(11):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert run("film.mp4", "--every", "5", "--out", "out", "--to", "jsonl") == 0
+    assert [row["frame"] for row in rows(place / "out" / "labels.jsonl")] == [0, 5, 10]
+    (place / "cut.mp4").write_bytes((place / "film.mp4").read_bytes()[:600])
+    capfd.readouterr()
+    assert run("cut.mp4", "--out", "cut") == 2
+    errors = capfd.readouterr().err  # with what FFmpeg writes by itself
+    assert "cut.mp4: not a readable video (" in errors and errors.count("\n") == 1
