@@ -29,6 +29,7 @@ import msgspec
 
 from groundingdino.data.formats import coco_categories
 from groundingdino.data.formats.files import is_file, read_text, read_yaml
+from groundingdino.inference.learned_prompt import SUFFIX, read_learned_prompt
 from groundingdino.inputs.text import clean_name
 
 FOLDER = Path(__file__).parent / "vocabularies"
@@ -125,7 +126,7 @@ class Vocabulary:
 
 def plain_names(names: Iterable[str]) -> Vocabulary:
     """Names that are their own prompts."""
-    return Vocabulary(tuple(Name(name) for name in names))
+    return Vocabulary(tuple(_called(Name(name)) for name in names))
 
 
 def read_vocabulary(given: str | Path) -> Vocabulary:
@@ -193,9 +194,16 @@ def _entry(number: int, entry: Any) -> Name:
     try:
         fields = entry if isinstance(entry, dict) else {"name": entry}
         texts = {key: value if key == "threshold" else _text(value) for key, value in fields.items()}
-        return msgspec.convert(texts, Name)
+        return _called(msgspec.convert(texts, Name))
     except (ValueError, TypeError) as error:
         raise ValueError(f"entry {number}: {error}") from error
+
+
+def _called(one: Name) -> Name:
+    """The name; where a learned prompt's file stands in its place, the one that the file holds."""
+    if one.prompts or not one.name.endswith(SUFFIX):
+        return one
+    return msgspec.structs.replace(one, name=read_learned_prompt(one.name).name, prompts=(one.name,))
 
 
 def _text(value: Any) -> Any:

@@ -21,7 +21,10 @@ class AnnotationFunction:
         self._predictor = predictor
         self._prompt = predictor.encode_prompt(Categories(names))
         self.spec = cvat.DetectionFunctionSpec(
-            labels=[cvat.label_spec(name, number, type="rectangle") for number, name in enumerate(names)]
+            labels=[
+                cvat.label_spec(name, number, type="rectangle")
+                for number, name in enumerate(self._prompt.resolved.names)
+            ]
         )
 
     def detect(self, context: cvat.DetectionFunctionContext, image: Image.Image) -> list[models.LabeledShapeRequest]:

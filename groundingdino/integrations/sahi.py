@@ -21,7 +21,8 @@ class SahiDetector(DetectionModel):  # type: ignore[misc]
 
     def __init__(self, predictor: Predictor, names: Sequence[str], **options: Any) -> None:
         self._prompt = predictor.encode_prompt(Categories(names))
-        super().__init__(model=predictor, category_mapping={str(i): n for i, n in enumerate(names)}, **options)
+        mapping = {str(number): name for number, name in enumerate(self._prompt.resolved.names)}
+        super().__init__(model=predictor, category_mapping=mapping, **options)
 
     def set_device(self, device: str | None = None) -> None:
         """Keeps the predictor where it is; SAHI calls this before it has a model."""

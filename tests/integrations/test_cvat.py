@@ -1,9 +1,11 @@
 """The CVAT auto-annotation function, by CVAT's own classes."""
 
 import pytest
+import torch
 from golden_cases import tiny_model
 from PIL import Image
 
+from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.predictor import Predictor
 
 auto_annotation = pytest.importorskip("cvat_sdk.auto_annotation")
@@ -36,6 +38,14 @@ def test_the_function_annotates_with_the_labels_of_its_spec(predictor, golden):
     assert [shape.label_id for shape in every] == found.labels.tolist()
     assert every[0].points == found.boxes[0].tolist() and str(every[0].type) == "rectangle" and every[0].frame == 0
     assert not hasattr(every[0], "id") and not hasattr(every[0], "source")
+
+
+def test_a_learned_prompt_is_called_by_its_name(predictor, tmp_path):
+    from groundingdino.integrations.cvat import AnnotationFunction
+
+    LearnedPrompt("a cat", torch.full((2, 256), 0.5), "tiny").save(tmp_path / "cat.prompt")
+    function = AnnotationFunction(predictor, [str(tmp_path / "cat.prompt"), "person"])
+    assert [label.name for label in function.spec.labels] == NAMES
 
 
 def test_cvats_command_line_finds_its_entry(tmp_path, golden):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from golden_cases import tiny_model
 
+from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.predictor import Predictor
 from groundingdino.inputs.images import open_image
 
@@ -31,6 +33,14 @@ def test_a_prediction_carries_class_indices_and_the_predictors_boxes(detector, i
     assert [p.category.id for p in found] == own.labels.tolist() and len(found) > 0
     assert [p.category.name for p in found] == list(own.names)
     np.testing.assert_allclose([p.bbox.to_xyxy() for p in found], own.boxes.numpy(), atol=1)
+
+
+def test_a_learned_prompt_is_called_by_its_name(detector, tmp_path):
+    from groundingdino.integrations.sahi import SahiDetector
+
+    LearnedPrompt("cat", torch.full((1, 256), 0.5), "tiny").save(tmp_path / "x.prompt")
+    learned = SahiDetector(detector.model, [str(tmp_path / "x.prompt"), *NAMES[1:]])
+    assert list(learned.category_mapping.values()) == NAMES
 
 
 def test_slices_are_shifted_to_the_whole_image_one_by_one_and_in_batches(detector, image):

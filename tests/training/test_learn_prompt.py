@@ -91,6 +91,12 @@ def test_the_file_is_a_few_kilobytes_and_stands_in_the_place_of_a_name(predictor
     assert set(predictor.predict(image, vocabulary, threshold=0.0).names) == {"dog", "cone", "cat"}
     by_vocabulary = predictor.predict(image, alone, threshold=0.0)
     assert torch.equal(by_vocabulary.boxes, found.boxes) and torch.equal(by_vocabulary.scores, found.scores)
+    for file, lines in (("names.txt", f"dog\n{path}\n"), ("list.yaml", f"- dog\n- {path}\n")):
+        (tmp_path / file).write_text(lines)
+        assert read_vocabulary(tmp_path / file).shown == ("dog", NAME)
+    (tmp_path / "names.txt").write_text("gone.prompt\n")
+    with pytest.raises(ValueError, match="gone.prompt: no such file"):
+        read_vocabulary(tmp_path / "names.txt")
 
 
 def plain_cone(path):
