@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import io
 import itertools
+import json
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import tyro
@@ -148,6 +150,9 @@ def complain_once(prog: str, problem: object) -> None:
         time.sleep(OTHERS_WAIT)  # torchrun ends this process meanwhile if the main one has failed too
         prog = f"{prog}: process {rank}"
     complain(prog, problem)
+    if launcher := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's own report ends with what is said there
+        told = {"message": f"{prog}: {one_line(problem)}", "timestamp": int(time.time())}
+        Path(launcher).write_text(json.dumps(told), encoding="utf-8")
 
 
 def show_log(prog: str, progress: bool = False) -> None:

@@ -135,3 +135,12 @@ def test_other_errors_are_not_taken_for_the_end_of_memory():
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
         console.run("prog", command)
+
+
+def test_a_mistake_under_torchrun_is_the_cause_that_its_report_names(tmp_path, monkeypatch):
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert command_line.main(["label", "photos"]) == 2
+    failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
+    assert failure.message == "groundingdino label: give --names and --out"
