@@ -26,6 +26,7 @@ from groundingdino.checkpoints.run_state import STATE_KEY
 from groundingdino.checkpoints.safetensors_file import TensorFile
 from groundingdino.runtime.cache import cache_folder, is_offline, locked
 from groundingdino.runtime.files import write_text
+from groundingdino.runtime.messages import printable
 
 CONVERSION = "v2"  # of this converter; others keep their files in a folder of their own
 SETTLED = 2.0  # seconds after which a file's time of change tells it from a later one of the same size
@@ -54,12 +55,14 @@ def resolve(name_or_path: str | Path) -> Path:
         return _native(_from_hub(name), name)
     beside = path.with_suffix(".safetensors")
     if path.suffix in zoo.FILE_SUFFIXES and beside.exists():
-        raise ValueError(f"{name}: no such file; name {beside} if that is what you mean")
+        raise ValueError(f"{printable(name)}: no such file; name {beside} if that is what you mean")
     known = next((release for release in zoo.RELEASES if release.file and release.file == path.name), None)
     if known is not None:
-        raise ValueError(f"{name}: no such file; fetch it from {known.url}, or name the release: {known.name}")
+        raise ValueError(
+            f"{printable(name)}: no such file; fetch it from {known.url}, or name the release: {known.name}"
+        )
     releases = ", ".join(release.name for release in zoo.RELEASES if release.url)
-    raise ValueError(f"{name}: no such file; releases that can be named: {releases}")
+    raise ValueError(f"{printable(name)}: no such file; releases that can be named: {releases}")
 
 
 def is_cached(release: zoo.Release) -> bool:

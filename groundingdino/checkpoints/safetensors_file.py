@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundingdino.runtime import distributed
 from groundingdino.runtime.files import atomic_file, open_file
 from groundingdino.runtime.messages import brief
 
@@ -38,6 +39,7 @@ HEADER_LIMIT = 10_000_000  # bytes; that of the largest model has 150 kB, and pa
 ALIGNMENT = 64  # bytes; the header is padded with spaces so that tensor data starts aligned
 CHECKSUM = "groundingdino.checksum"  # the last tensor of a file with one: SHA-256 of all bytes before it
 READ_AT_ONCE = 2**22  # bytes
+FLUSHED_AT_ONCE = 2**28  # bytes that are written between two flushes to the disk
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,18 @@ def write_tensors(
     """
     last = {CHECKSUM: torch.empty(hashlib.sha256().digest_size, dtype=torch.uint8)} if checksum else {}
     header = _encode_header({**tensors, **last}, metadata)
-    digest = hashlib.sha256(header)
+    digest, unflushed = hashlib.sha256(header), 0
     with atomic_file(Path(path)) as file:
         file.write(header)
         for tensor in tensors.values():
             data = _bytes_of(tensor)
             file.write(data)
+            unflushed += len(data)
+            if unflushed > FLUSHED_AT_ONCE:  # not all at the end, which on a slow disk would look like a hang
+                file.flush()
+                os.fsync(file.fileno())
+                unflushed = 0
+            distributed.note_progress()  # for the processes that wait until the file is there
             if checksum:
                 digest.update(data)
         if checksum:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from groundingdino.data.formats.files import EXIF_ORIENTATION, TURNED, is_file
 from groundingdino.data.formats.record import Box
+from groundingdino.inputs.images import readable_formats
 
 MOST_THREADS = 16  # decoding frees the interpreter; more only wait for the disk
 AHEAD = 64  # images read before the first of them is asked for
@@ -36,7 +37,7 @@ def examine(path: Path) -> ImageFacts:
         return ImageFacts(missing=True)
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
             image.load()
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             stored = image.size

@@ -77,24 +77,35 @@ class TensorBoard(_Logger):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_step + 1)
+        self._lost = False
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """A curve for each."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._send("add_scalar", name, value, step)
 
     def on_evaluation(self, step: int, epoch: int, figures: Mapping[str, Mapping[str, float]]) -> None:
         """Log every figure of every split, to be seen at once."""
         super().on_evaluation(step, epoch, figures)
-        self._writer.flush()
+        self._send("flush")
 
     def on_picture(self, step: int, name: str, picture: Image.Image) -> None:
         """Show it."""
-        self._writer.add_image(f"pictures/{name}", numpy.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        pixels = numpy.asarray(picture.convert("RGB"))
+        self._send("add_image", f"pictures/{name}", pixels, step, dataformats="HWC")
 
     def on_end(self) -> None:
         """Flush."""
-        self._writer.close()
+        self._send("close")
+
+    def _send(self, what: str, *arguments: Any, **options: Any) -> None:
+        """Curves that cannot be written, on a full disk or in a deleted folder, end no training."""
+        try:
+            getattr(self._writer, what)(*arguments, **options)
+        except OSError as error:
+            if not self._lost:
+                logger.warning(f"not logged in TensorBoard from here on: {error}")
+            self._lost = True
 
 
 class WeightsAndBiases(_Logger):
@@ -160,7 +171,7 @@ class MLflow(_Logger):
     def _send(self, what: str, *arguments: Any, **options: Any) -> None:
         try:
             getattr(self._mlflow, what)(*arguments, **options)
-        except self._error as error:
+        except (self._error, OSError) as error:
             logger.warning(f"not logged in MLflow: {error}")
 
     def on_end(self) -> None:

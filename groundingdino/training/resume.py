@@ -1,5 +1,6 @@
 """The state of a training run: its form, and which changes of the config a resumed run may make."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,10 @@ def load_state(path: Path) -> TrainingState:
     """Read and check a state file. ValueError names the field that is missing or of another type."""
     raw = run_state.load_state(path)
     try:
-        return msgspec.convert(raw, TrainingState)
-    except (msgspec.ValidationError, AttributeError) as error:  # a tensor in the place of a dict is the latter
+        state = msgspec.convert(raw, TrainingState)
+        json.dumps([state.config, state.model_config])  # TypeError for a tensor among the settings
+        return state
+    except (msgspec.ValidationError, AttributeError, TypeError) as error:  # a tensor in the place of a dict: the second
         raise ValueError(f"{path}: not a whole training state: {error}") from error
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundingdino.checkpoints import model_file, run_state
+from groundingdino.checkpoints import model_file, run_state, safetensors_file
 from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import load_detector, read_metadata, save_checkpoint, save_detector
 from groundingdino.checkpoints.run_state import load_state, save_state
@@ -61,6 +61,16 @@ def test_a_write_that_fails_halfway_leaves_the_old_file_and_nothing_else(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_slow_write_shows_the_other_processes_that_it_goes_on(tmp_path, monkeypatch):
+    signs, flushes, fsync = [], [], os.fsync
+    monkeypatch.setattr(safetensors_file.distributed, "note_progress", lambda: signs.append(1))
+    monkeypatch.setattr(safetensors_file, "FLUSHED_AT_ONCE", 100)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushes.append(1) or fsync(descriptor))
+    save_state(tmp_path / "a.state", {str(k): torch.ones(20) for k in range(4)})
+    assert len(signs) == 4 and len(flushes) == 2 + 2  # after 160 and 320 bytes; the whole file, the folder
+    assert load_state(tmp_path / "a.state")["3"].sum() == 20
 
 
 def test_a_missing_folder_is_named(tmp_path):

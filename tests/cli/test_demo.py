@@ -1,11 +1,16 @@
 """`groundingdino demo`: what it checks before it loads anything, and what it serves."""
 
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 import torch
 from golden_cases import tiny_model
-from training_runs import free_port
+from training_runs import environment, free_port
 
 from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import demo, demo_page
@@ -61,3 +66,26 @@ def test_a_checkpoint_or_samples_that_are_not_there_are_one_line(checkpoint, tmp
         assert run(*arguments, "--port", free_port()) == 2
         error = capsys.readouterr().err
         assert "gone" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_without_a_traceback(checkpoint, sent):
+    pytest.importorskip("gradio")
+    port = free_port()
+    command = [sys.executable, "-m", "groundingdino", "demo", "--checkpoint", str(checkpoint), "--port", str(port)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.5)
+        time.sleep(1)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (0, 130) and "Traceback" not in errors, errors

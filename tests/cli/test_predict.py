@@ -118,6 +118,13 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
+@pytest.mark.parametrize("sentence", ["a \ud83d cat", "a \udcff cat"])  # half an emoji; a byte that is no UTF-8
+def test_half_a_surrogate_pair_in_a_sentence_is_one_line(checkpoint, photos, capsys, sentence):
+    assert run("predict", photos / "a.png", "--checkpoint", checkpoint, "--refer", sentence) == 2
+    captured = capsys.readouterr()
+    assert "half a surrogate pair" in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
 def test_a_reader_that_stops_early_is_no_error(checkpoint, photos):
     command = f"{sys.executable} -m groundingdino predict {photos} --checkpoint {checkpoint} --refer cat --scale 96 160"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)

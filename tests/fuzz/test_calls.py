@@ -16,7 +16,7 @@ from PIL import Image
 from groundingdino.inference.predictor import Predictor, load_model
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
 
-CASES = 150
+CASES = 100
 PHOTO = np.full((30, 40, 3), 90, np.uint8)
 ENDLESS: list = []
 ENDLESS.append(ENDLESS)

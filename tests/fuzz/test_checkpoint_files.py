@@ -17,7 +17,7 @@ from groundingdino.checkpoints.model_file import CONFIG_KEY
 from groundingdino.cli import main as command_line
 from groundingdino.inference.predictor import load_model
 
-CASES = 60
+CASES = 40
 PHOTO = np.zeros((40, 40, 3), np.uint8)
 TEXTS = [value for value in ODD_VALUES if isinstance(value, str)] + ["{}", "[]", "null", "[1]", "[" * 100_000, "1e999"]
 NUMBERS = [float("nan"), float("inf"), 1e38]

@@ -17,7 +17,7 @@ from torch import Tensor
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.formats.pytorch_file import read_pytorch_file
 
-CASES = 120
+CASES = 60
 DTYPES = [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float16, torch.bfloat16]
 CHANGES = [
     *(lambda t, dtype=dtype: t.to(dtype) for dtype in DTYPES),

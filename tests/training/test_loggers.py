@@ -1,12 +1,14 @@
 """The same run in TensorBoard, Weights & Biases and MLflow, with their own packages."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from training_runs import losses, small_config
+from training_runs import LAST_STEP, losses, small_config
 
+from groundingdino.training.callback import Callback
 from groundingdino.training.trainer import fit
 
 
@@ -70,3 +72,16 @@ def test_a_package_that_is_not_installed_is_named_with_its_command(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="--log wandb needs a package that is not installed: pip install wandb"):
         run_with("wandb", data, tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_folder_of_curves_that_is_deleted_ends_no_training(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class DeletesCurves(Callback):
+        def on_steps(self, steps: object, images_per_second: float) -> None:
+            shutil.rmtree(tmp_path / "run" / "tensorboard", ignore_errors=True)
+
+    result = fit(small_config(data, tmp_path / "run", log=("tensorboard",)), callbacks=[DeletesCurves()])
+    assert result.steps == LAST_STEP and result.files["final"].is_file()
+    assert sum("not logged in TensorBoard from here on" in message for message in caplog.messages) == 1

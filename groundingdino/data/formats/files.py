@@ -18,6 +18,7 @@ from PIL import Image
 from groundingdino.inputs.images import SUFFIXES
 from groundingdino.runtime.files import open_file
 
+DEEPEST_YAML = 50  # collections within each other
 T = TypeVar("T")
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_EXPANSION = 200  # times; annotations shrink to a twentieth or so
@@ -99,8 +100,13 @@ def read_yaml(path: Path) -> Any:
     """What a YAML document says, as plain data. ValueError, naming the file, if it is missing or not YAML."""
     import yaml
 
+    text, depth = read_text(path), 0
     try:
-        return yaml.safe_load(read_text(path))
+        for event in yaml.parse(text, yaml.SafeLoader):  # its time grows with the square of the depth
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise ValueError(f"{path}: nested over {DEEPEST_YAML} deep")
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
 

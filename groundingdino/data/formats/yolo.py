@@ -1,5 +1,6 @@
 """YOLO: a txt file per image with "class x y width height" in [0, 1]; names and splits in data.yaml or obj.data."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _names(root: Path, config: Mapping[str, Any]) -> dict[int, str]:
         return {number: str(name) for number, name in numbered.items()}
     files_of_names = [Path(given).name] if isinstance(given, str) else []
     for name in (*files_of_names, *NAME_FILES):
-        if (root / name).is_file():
+        if os.path.isfile(root / name):  # False for a name that is too long, too
             lines = [line.strip() for line in files.read_text(root / name).splitlines()]
             return dict(enumerate(line for line in lines if line))
     raise ValueError(f"{root}: no category names; add data.yaml with names, or classes.txt with one a line")

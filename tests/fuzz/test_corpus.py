@@ -1,0 +1,67 @@
+"""What long campaigns found, and was fixed: each case once more."""
+
+import io
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fuzz.fuzzing import limits, outcome
+from PIL import Image
+from training_runs import scenes, small_config
+
+from groundingdino.checkpoints import run_state
+from groundingdino.data.formats.files import read_yaml
+from groundingdino.data.formats.record import ReadOptions
+from groundingdino.data.formats.registry import read_splits
+from groundingdino.data.image_checks import examine
+from groundingdino.inference.predictor import load_model
+from groundingdino.inputs.images import open_image
+from groundingdino.training.resume import load_state
+from groundingdino.training.trainer import fit
+
+
+def test_a_dds_file_of_128_bytes_that_names_a_hundred_million_pixels(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "dds")
+    content = bytearray(stream.getvalue()[:128])
+    content[12:20] = struct.pack("<2I", 10_000, 10_000)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="not a readable image"):
+        open_image(path)
+    assert examine(path).error and time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("text", ["[" * 2000, "nc: " + "[" * 2000, "{a: " * 2000])
+def test_yaml_that_is_nested_deep(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(text)
+    with limits(), pytest.raises(ValueError, match="nested over 50 deep"):
+        read_yaml(path)
+
+
+def test_a_file_of_names_whose_name_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / "obj.data").write_text(f"classes = 2\ntrain = train.txt\nnames = {'x' * 5000}\n")
+    with pytest.raises(ValueError, match="no category names"):
+        read_splits(tmp_path, ReadOptions(images=tmp_path))
+
+
+def test_a_checkpoint_whose_name_a_terminal_obeys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("\x92", "\x1b[2J", "a\x9b.pth"):
+        assert outcome(lambda name=name: load_model(name)) is None
+
+
+@pytest.mark.parametrize("part", ["config", "model_config"])
+def test_a_training_state_with_a_tensor_among_its_settings(tmp_path: Path, part: str) -> None:
+    config = small_config(scenes(tmp_path / "data"), tmp_path / "run", epochs=1)
+    fit(config)
+    path = tmp_path / "run" / "last.state"
+    state = run_state.load_state(path)
+    state[part][next(iter(state[part]))] = torch.zeros(0)
+    run_state.save_state(path, state)
+    with pytest.raises(ValueError, match="not a whole training state"):
+        load_state(path)
