@@ -3,6 +3,7 @@
     groundingdino export model.safetensors out/ --size 800 1333
     groundingdino export model.safetensors out/ --images photo.jpg --caption "a cat. remote control."
     groundingdino export model.safetensors out/ --categories names.txt
+    groundingdino export model.safetensors out/ --to atc           for Ascend's ATC, on a machine with CANN
 
 The folder gets model.onnx (or, with --halves, three graphs), tokenizer.json and example.py, which runs them without
 this package. Needs the extra: pip install "groundingdino[export]". Exit code 1: an answer in float32 differs by more
@@ -33,8 +34,8 @@ class Arguments:
     """a .safetensors file"""
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """a new or empty folder"""
-    to: Literal["onnx"] = "onnx"
-    """format"""
+    to: Literal["onnx", "atc"] = "onnx"
+    """onnx, or atc: ONNX in the form that Ascend's compiler takes, with its commands in atc.sh"""
     form: Literal["text", "x-anylabeling"] = "text"
     """names of the inputs: ours, or those that X-AnyLabeling feeds (with its .yaml)"""
     categories: str | None = None
@@ -64,11 +65,13 @@ def export_model(arguments: Arguments) -> int:
     wanted = (arguments.form != "text", arguments.categories is not None, arguments.halves)
     options_asked = ("--form x-anylabeling", "--categories", "--halves")
     chosen = [name for name, asked in zip(options_asked, wanted, strict=True) if asked]
+    if arguments.to == "atc" and arguments.fp16:
+        raise ValueError("--to atc and --fp16 exclude each other: ATC itself chooses the precision")
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other: export twice")
 
     from groundingdino.checkpoints.model_file import load_detector
-    from groundingdino.inference import export, export_check
+    from groundingdino.inference import atc, export, export_check
     from groundingdino.inputs.images import open_image
     from groundingdino.runtime.files import atomic_folder, write_text
 
@@ -84,6 +87,9 @@ def export_model(arguments: Arguments) -> int:
         export.write_onnx(forms, folder, options)
         if arguments.form == "x-anylabeling":
             write_text(folder / "x-anylabeling.yaml", _settings(arguments, model.config.name))
+        if arguments.to == "atc":
+            commands = [atc.rewrite(folder / file, model.config.max_tokens) for file in forms]
+            write_text(folder / "atc.sh", "\n".join(commands) + "\n")
     print(f"wrote {arguments.folder}: {', '.join(sorted(path.name for path in arguments.folder.iterdir()))}")
     graphs = export_check.Graphs(forms, arguments.folder)
     found = [graphs.answer(*each) for each in given]

@@ -1,13 +1,19 @@
-"""What stands between an ONNX file and ATC, the compiler that makes an Ascend .om file of it.
+"""An ONNX file in the form that ATC, the compiler that makes an Ascend .om file of it, is documented to take.
 
-The list of operators is CANN's "supported ONNX operators" of version 8.0 (hiascend.com, AI framework operator support).
-That ATC takes a file that passes has not been tried: it comes with CANN.
+ATC's parser looks an operator up by opset and name. What is registered stands in the open sources of CANN's operators:
+`REGISTER_CUSTOM_OP` in */framework/*onnx_plugin.cpp of ops-nn e5c3fa93, ops-math c4193324 and ops-cv 6ae87653 (August
+2026). `OPERATORS` are ONNX's own among them, and Constant, which the parser itself knows; none of them is registered
+for a later opset than `MAX_OPSET`, and no Gelu at all. That ATC takes a file that passes has not been tried: it comes
+with CANN.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
-MAX_OPSET = 18  # as remembered of CANN 8; not checked against its pages
+MAX_OPSET = 18
+IR_VERSION = 8  # of ONNX's file format, from the time of that opset
 OPERATORS = frozenset(
     """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift
@@ -20,14 +26,81 @@ OPERATORS = frozenset(
     RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
     ReverseSequence RoiAlign Round Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice
-    Softmax SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh TfIdfVectorizer
+    Softmax SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
     ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
     """.split()
 )
 
 
-def atc_problems(model: Any) -> list[str]:
-    """One line for each thing that ATC does not document to take; `model` is an onnx.ModelProto. Empty: none found."""
+def rewrite(path: Path, tokens: int) -> str:
+    """Replace an exported file by its `atc_form`; the command that compiles it for captions of `tokens` tokens.
+
+    The file itself takes captions of any length: the command fixes it. ValueError with the problems that are left.
+    """
+    import onnx
+
+    model = atc_form(onnx.load(path))
+    shapes = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else tokens for dim in dims)
+    problems = atc_problems(model, sized=shapes.keys())
+    if problems:
+        raise ValueError(f"{path.name}: {'; '.join(problems)}")
+    onnx.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+    return atc_command(path.name, shapes)
+
+
+def atc_form(model: Any) -> Any:
+    """`model`, an onnx.ModelProto of opset 19 or 20, changed in place to `MAX_OPSET`, and computing the same.
+
+    GridSample's mode goes back to its old name, and Gelu becomes the operators that define it. Of the other operators
+    that the later opsets changed only the types are new (onnx.checker, called on the file, says where not).
+    """
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "GridSample" and attribute.name == "mode" and attribute.s == b"linear":
+                attribute.s = b"bilinear"
+        nodes += _gelu(node) if node.op_type == "Gelu" else [node]
+    factors = {"atc_root_half": math.sqrt(0.5), "atc_half": 0.5, "atc_one": 1.0}
+    if len(nodes) > len(model.graph.node):
+        model.graph.initializer.extend(
+            helper.make_tensor(name, TensorProto.FLOAT, (), [value]) for name, value in factors.items()
+        )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for each in model.opset_import:
+        if each.domain in ("", "ai.onnx"):
+            each.version = min(each.version, MAX_OPSET)
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    return model
+
+
+def _gelu(node: Any) -> list[Any]:
+    """x * (0.5 * (1 + erf(x * sqrt(0.5)))) in float32. ValueError for Gelu's other definition."""
+    from onnx import helper
+
+    if any(attribute.s not in (b"", b"none") for attribute in node.attribute):
+        raise ValueError(f"{node.name}: Gelu by tanh has no form for ATC here")
+    (x,), (out,) = node.input, node.output
+    steps = [("Mul", (x, "atc_root_half")), ("Erf", ()), ("Add", ("atc_one",)), ("Mul", ("atc_half",)), ("Mul", (x,))]
+    made: list[Any] = []
+    for number, (name, inputs) in enumerate(steps):
+        result = out if number == len(steps) - 1 else f"{out}_atc_{number}"
+        operands = [*(made[-1].output if made else ()), *inputs]
+        made.append(helper.make_node(name, operands, [result], name=f"{node.name}_{number}"))
+    return made
+
+
+def atc_problems(model: Any, sized: Collection[str] = ()) -> list[str]:
+    """One line for each thing that ATC does not take; `model` is an onnx.ModelProto. Empty: none found.
+
+    `sized` are the inputs whose sizes the command will name.
+    """
     problems = []
     opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
     if opset > MAX_OPSET:
@@ -40,7 +113,7 @@ def atc_problems(model: Any) -> list[str]:
         problems.append(f"operators that ATC does not list: {', '.join(unknown)}")
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
-        if any(not dim.HasField("dim_value") for dim in dims):
+        if value.name not in sized and any(not dim.HasField("dim_value") for dim in dims):
             sizes = ", ".join(str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
             problems.append(f"input {value.name} has no fixed size ({sizes}): give ATC one with --input_shape")
     return problems

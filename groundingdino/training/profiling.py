@@ -59,7 +59,11 @@ def _profiler(device: torch.device, folder: Path) -> Any:
 
         kit = torch_npu.profiler
         activities = [kit.ProfilerActivity.CPU, kit.ProfilerActivity.NPU]
-        return kit.profile(activities=activities, on_trace_ready=kit.tensorboard_trace_handler(str(folder)))
+        return kit.profile(
+            activities=activities,
+            on_trace_ready=kit.tensorboard_trace_handler(str(folder)),
+            experimental_config=kit._ExperimentalConfig(profiler_level=kit.ProfilerLevel.Level1),  # 0: no op_statistic
+        )
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -173,6 +173,14 @@ API int aclopCompileAndExecute(const char* name, ...) {
   return fake_cann_error(kNotImplemented, (std::string("fake CANN: operator not implemented: ") + name).c_str());
 }
 
+// ---- the profiler: it starts and stops, and records nothing --------------------------------------------------------
+OK(aclprofInit) OK(aclprofFinalize) OK(aclprofStart) OK(aclprofStop) OK(aclprofWarmup) OK(aclprofSetConfig)
+OK(aclprofDestroyConfig) OK(aclprofRegisterDeviceCallback)
+API void* aclprofCreateConfig(...) {
+  static char config;
+  return &config;
+}
+
 // ---- for the tests -------------------------------------------------------------------------------------------------
 // synchronisations, host-to-device copies and bytes, device-to-host copies and bytes
 API void fake_counters(int64_t* out) {

@@ -1,8 +1,9 @@
 """What Ascend's compiler does not document to take is named before it is tried."""
 
+import numpy as np
 import pytest
 
-from groundingdino.inference.atc import atc_command, atc_problems
+from groundingdino.inference.atc import atc_command, atc_form, atc_problems
 
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 helper = onnx.helper
@@ -37,3 +38,34 @@ def test_operators_of_other_domains_are_named():
 def test_the_command_names_every_input():
     command = atc_command("out/model.onnx", {"pixels": (1, 3, 800, 1333), "token_ids": (1, 12)})
     assert '--input_shape="pixels:1,3,800,1333;token_ids:1,12"' in command and "--output=out/model " in command
+
+
+def test_the_form_for_atc_computes_the_same_with_listed_operators():
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+    names = {"pixels": (1, 2, 5, 6), "grid": (1, 3, 4, 2)}
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in names.items()]
+    nodes = [
+        helper.make_node("GridSample", ["pixels", "grid"], ["sampled"], mode="linear", padding_mode="zeros"),
+        helper.make_node("Gelu", ["sampled"], ["out"], name="activation"),
+    ]
+    outputs = [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, (1, 2, 3, 4))]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs)
+    given = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    random = np.random.default_rng(0)
+    values = {name: random.standard_normal(size).astype(np.float32) for name, size in names.items()}
+
+    def answer():
+        return onnxruntime.InferenceSession(given.SerializeToString()).run(None, values)[0]
+
+    expected = answer()
+    assert len(atc_problems(given)) == 2
+    assert atc_problems(atc_form(given)) == []
+    onnx.checker.check_model(given, full_check=True)
+    np.testing.assert_allclose(answer(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gelu_by_tanh_is_refused():
+    given = model("Abs", opset=20)
+    given.graph.node.append(helper.make_node("Gelu", ["pixels"], ["out"], name="activation", approximate="tanh"))
+    with pytest.raises(ValueError, match="activation: Gelu by tanh"):
+        atc_form(given)

@@ -17,6 +17,7 @@ from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import main as command_line
 from groundingdino.config import BackboneConfig
 from groundingdino.inference import export, export_check, onnx_example, vocabulary
+from groundingdino.inference.atc import atc_problems
 from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.prompts import Categories, resolve
 from groundingdino.inputs.text import collate_text, default_tokenizer
@@ -277,3 +278,14 @@ def test_what_cannot_be_exported_is_said_in_one_line(options, message, checkpoin
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_form_for_atc_gives_the_models_answers(checkpoint, photos, tmp_path):
+    folder = tmp_path / "atc"
+    assert run(checkpoint, folder, "--size", HEIGHT, WIDTH, "--to", "atc") == 0
+    written = onnx.load(folder / "model.onnx")
+    assert atc_problems(written, sized=[value.name for value in written.graph.input]) == []
+    assert "Gelu" not in {node.op_type for node in written.graph.node}
+    command = (folder / "atc.sh").read_text()
+    assert f"pixels:1,3,{HEIGHT},{WIDTH};token_ids:1,{SMALL.max_tokens};" in command

@@ -29,13 +29,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from groundingdino.config import MODEL_PRESETS, refcoco
+from groundingdino.config import MODEL_PRESETS
 from groundingdino.data import Batch
 from groundingdino.model import build_detector
 from groundingdino.runtime import devices
 from groundingdino.structures import ImageBatch
 from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner
+from groundingdino.training.recipes import refcoco
 
 NO_KERNEL = ("detach", "alias", "lift_fresh", "_local_scalar_dense", "is_pinned", "_pin_memory", "set_", "resize_")
 

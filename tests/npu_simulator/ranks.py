@@ -1,6 +1,7 @@
 """Two ranks on the simulated NPU, over HCCL: torchrun --nproc_per_node=2 tests/npu_simulator/ranks.py FOLDER
 
-First the gradients of one step against the average that one process computes, then `train.py quickstart`.
+First the gradients of one step against the average that one process computes, then `train.py quickstart`, then one rank
+is lost. No object crosses the device meanwhile.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import functools
 import os
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +19,7 @@ from npu_simulator import simulator
 simulator.install()
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 from gradient_ranks import NO_DROPOUT, cloned, part_of, whole_batch  # noqa: E402
 from training_runs import small_config  # noqa: E402
 
@@ -65,10 +68,9 @@ def main(folder: Path) -> None:
     for name, expected in alone.items():
         assert expected.abs().max() > 0 or torch.equal(expected, together[name])
         torch.testing.assert_close(together[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+    objects_stay_on_the_host(world)
     total = distributed.all_reduce_sum(torch.tensor([1.0, world.rank], device=world.device))
     assert total.tolist() == [2, 1]
-    assert distributed.gather_objects(world.rank) == [0, 1]
-    distributed.barrier()
     if distributed.is_main():
         print("gradients equal those of one process", flush=True)
 
@@ -78,7 +80,42 @@ def main(folder: Path) -> None:
     small = ["--epochs", "1", "--data.batch-size", "2", "--data.workers", "0", "--log-every", "1", "--pictures", "1"]
     half = ["--precision", "bf16", "--activation-checkpointing"]
     sys.argv = ["train.py", "quickstart", "--device", "npu", *paths, *small, *half]
-    runpy.run_path(str(Path(__file__).parent.parent.parent / "train.py"), run_name="__main__")
+    pickled = dist.distributed_c10d._object_to_tensor
+    with mock.patch.object(dist.distributed_c10d, "_object_to_tensor", side_effect=pickled) as spy:
+        try:
+            runpy.run_path(str(Path(__file__).parent.parent.parent / "train.py"), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, end.code
+    to = Counter(str(call.args[1]) for call in spy.call_args_list)
+    assert to.keys() == {"cpu"} and to["cpu"] > 5, to
+    one_is_lost()
+
+
+def objects_stay_on_the_host(world: distributed.World) -> None:
+    """The runtime sees no copy and no synchronisation, and HCCL no call, while objects and barriers are exchanged."""
+    torch.npu.synchronize()
+    before = simulator.counters(), simulator.collectives()
+    assert distributed.gather_objects({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
+    assert distributed.broadcast_object(f"from {world.rank}") == "from 0"
+    assert distributed.highest(world.rank) == 1
+    distributed.barrier()
+    assert (simulator.counters(), simulator.collectives()) == before
+
+
+def one_is_lost() -> None:
+    """Rank 1 ends before a collective of the device; the other says so in one line."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # the keys of a new start
+    world = distributed.init("npu", timeout_minutes=1)
+    distributed.all_reduce_sum(torch.ones(1, device=world.device)).tolist()
+    distributed.barrier()
+    if world.rank == 1:
+        os._exit(0)
+    try:
+        with distributed.naming_lost_processes():
+            distributed.all_reduce_sum(torch.ones(1, device=world.device)).tolist()
+    except distributed.ProcessLostError as error:
+        print(error, flush=True)
+    os._exit(0)
 
 
 if __name__ == "__main__":

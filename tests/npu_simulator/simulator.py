@@ -59,6 +59,13 @@ def pytest_configure() -> None:
     install()
 
 
+def collectives() -> int:
+    """Calls of HCCL's collectives so far."""
+    from fake_cann import load
+
+    return load.LIBRARIES["libhccl.so"].fake_hccl_collectives()
+
+
 def counters() -> dict[str, int]:
     """The fake runtime's counters, operators computed (`kernels`), and those whose result's size depends on values."""
     import torch

@@ -184,3 +184,11 @@ def test_freed_memory_is_kept_unless_the_user_decides(monkeypatch):
     assert calls == []
     devices.tune_process(CPU)
     assert calls == [(-4, 0), (-1, -1)]
+
+
+def test_loader_processes_start_as_usual_but_beside_an_npu():
+    assert devices.loader_context(CPU, 2, "torch") is None and devices.loader_context(CPU, 0, "torch") is None
+    npu = SimpleNamespace(type="npu")
+    assert devices.loader_context(npu, 0, "torch") is None
+    assert devices.loader_context(npu, 1, "torch").get_start_method() == "forkserver"
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD" not in os.environ

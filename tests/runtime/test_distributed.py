@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from training_runs import free_port
 
@@ -77,10 +78,44 @@ except d.ProcessLostError as error:
 """
 
 
+EVALUATION_LONGER_THAN_THE_TIME_OUT = """
+import time
+from datetime import timedelta
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from PIL import Image
+from training_runs import SMALL
+from groundingdino.evaluation.annotation_file import ImageFile
+from groundingdino.evaluation.runner import EvaluationOptions, Question, evaluate
+from groundingdino.inference.prompts import Referring
+from groundingdino.model import build_detector
+from groundingdino.runtime import distributed as d
+world = d.init("cpu", timeout_minutes=1)
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2))  # an exchange may take no longer from now on
+d._patience = 4.0  # seconds without a sign of work
+files = [Path(FOLDER) / f"{number}.png" for number in range(12)]
+if world.rank == 0:
+    for file in files:
+        Image.new("RGB", (32, 32)).save(file)
+d.barrier()
+class Slow:
+    def questions(self):
+        return [Question(ImageFile(file), (Referring("a cat"),), (n,)) for n, file in enumerate(files)]
+    def score(self, answers):  # the main process alone
+        return [time.sleep(0.6) or answer.image_id for answer in answers]
+model = build_detector(SMALL)
+wait = lambda prompts: time.sleep(1.1 * world.rank)  # the other one alone
+found = evaluate(model, Slow(), EvaluationOptions(scale=(32, 32), workers=0), progress=wait)
+assert sorted(found.figures) == list(range(12)) and found.seconds > 10
+print("figures on both", flush=True)
+"""
+
+
 def run_ranks(code: str, size: int = 2) -> list[tuple[int, str]]:
     """Exit code and output of each of `size` processes started as torchrun would start them."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
-    common |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    common |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     started = []
     for rank in range(size):
         env = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -127,3 +162,9 @@ def test_whoever_works_long_is_waited_for_and_whoever_shows_nothing_is_named():
 def test_whoever_ends_while_others_wait_is_named_at_once():
     (code, output), _ = run_ranks(ONE_DIES_WHILE_OTHERS_WAIT)
     assert code == 0 and "process 1 of 2 has ended" in output
+
+
+@pytest.mark.slow
+def test_an_evaluation_and_a_scoring_longer_than_the_time_out_of_an_exchange_kill_nobody(tmp_path):
+    for code, output in run_ranks(EVALUATION_LONGER_THAN_THE_TIME_OUT.replace("FOLDER", repr(str(tmp_path)))):
+        assert code == 0 and output.strip().endswith("figures on both"), output
