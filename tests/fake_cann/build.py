@@ -27,7 +27,14 @@ TORCH = Path(torch.__file__).parent
 TORCH_FLAGS = [f"-I{TORCH / 'include'}", f"-I{TORCH / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
 TORCH_LIBRARIES = [f"-L{TORCH / 'lib'}", "-lc10", "-ltorch_cpu"]
 # Libraries of CANN that torch_npu links against and takes nothing from.
-EMPTY = ("libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libmsprofiler.so")
+EMPTY = (
+    "libacl_op_compiler.so",
+    "libge_runner.so",
+    "libgraph.so",
+    "libacl_tdt_channel.so",
+    "libmsprofiler.so",
+    "libascend_hal.so",
+)
 
 
 def cache_folder() -> Path:

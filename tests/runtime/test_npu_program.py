@@ -176,22 +176,18 @@ def test_checkpointing_recomputes_the_same_dropout_and_gives_the_same_losses(dat
 @simulated
 def test_bfloat16_training_with_loader_processes_checkpointing_and_a_trace(data, tmp_path, caplog, monkeypatch):
     """torch_npu's own profiler runs, over a CANN that records nothing."""
-    import torch_npu
-
     asked, context = [], devices.loader_context
     monkeypatch.setattr(devices, "loader_context", lambda *given: asked.append(given[1:]) or context(*given))
-    profile = mock.create_autospec(torch_npu.profiler.profile, side_effect=torch_npu.profiler.profile)  # our arguments
-    monkeypatch.setattr(torch_npu.profiler, "profile", profile)
     caplog.set_level(logging.INFO, logger="groundingdino")
     config = four_steps(data, tmp_path, precision="bf16", activation_checkpointing=True, profile="2:3")
     fit(dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1)))
     steps = losses(tmp_path)
     assert len(steps) == 4 and all(math.isfinite(value) for terms in steps.values() for value in terms.values())
     assert asked == [(1, "groundingdino.data.dataset"), (1, "groundingdino.evaluation.runner")]
-    profile.assert_called_once()
-    (trace,) = (tmp_path / "profile").iterdir()
-    assert json.loads((trace / "profiler_info.json").read_text())["config"]["experimental_config"]
-    assert "trace of steps 2 to 2" in caplog.text
+    (trace,) = (tmp_path / "profile").rglob("trace_view.json")
+    assert "aten::" in trace.read_text() and "trace of steps 2 to 2" in caplog.text
+    (info,) = (tmp_path / "profile").rglob("profiler_info.json")
+    assert '"_profiler_level": "Level1"' in info.read_text()  # the least that leaves a table of operators
 
 
 @simulated
@@ -455,6 +451,7 @@ def test_everything_above_passes_on_the_simulated_npu(runs):
     code, output = runs["tests"]
     assert code == 0, output[-6000:]
     assert " passed" in output and " failed" not in output and NO_KERNEL not in output, output[-3000:]
+    assert "Call start failed" not in output  # torch_npu's profiler
 
 
 @pytest.mark.skipif(SIMULATOR is not None, reason="this is the subprocess")
@@ -463,4 +460,3 @@ def test_two_ranks_over_hccl_average_gradients_and_train_the_quick_start(runs):
     assert code == 0, output[-6000:]
     assert "gradients equal those of one process" in output
     assert "4 images per step (2 x 1 x 2 processes)" in output and "precision@1" in output, output[-3000:]
-    assert "process 1 of 2 did not answer in time; look for its own message" in output, output[-3000:]
