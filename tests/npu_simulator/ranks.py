@@ -1,6 +1,7 @@
 """Two ranks on the simulated NPU, over HCCL: torchrun --nproc_per_node=2 tests/npu_simulator/ranks.py FOLDER
 
-First the gradients of one step against the average that one process computes, then `train.py quickstart`. No object crosses the device meanwhile.
+First the gradients of one step against the average that one process computes, then `train.py quickstart`.
+No object crosses the device meanwhile.
 """
 
 import dataclasses
