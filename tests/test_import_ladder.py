@@ -23,7 +23,7 @@ RUNG = {name: len(LADDER) - level for level, names in enumerate(LADDER) for name
 DOORS = {
     "timm": {"model/backbone.py"},
     "tokenizers": {"inputs/text.py", "inference/onnx_example.py"},  # the latter is a program of its own
-    "onnx": {"inference/export.py", "inference/export_check.py"},
+    "onnx": {"inference/atc.py", "inference/export.py", "inference/export_check.py"},
     "onnxruntime": {"inference/export_check.py", "inference/onnx_example.py"},
     "torch_npu": {"training/profiling.py"},  # elsewhere torch.get_device_module("npu") is it
     "triton": {"ops/ms_deform_attn/triton_kernels.py"},
