@@ -62,7 +62,7 @@ REFERENCES = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
         ("a.xml", "<annotation><filename>a</filename>", "not XML"),
         ("a.xml", "<annotations><track/><image/></annotations>", "tracks of a video"),
         ("data.yaml", REFERENCES + "names: *j\n", "names of data.yaml are neither"),
-        ("data.yaml", "names: [" * 5000, "not YAML"),
+        ("data.yaml", "names: [" * 5000, "nested over 50 deep"),
     ],
 )
 def test_each_fault_is_one_line(tmp_path: Path, name: str, content: str, message: str):
