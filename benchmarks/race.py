@@ -47,7 +47,7 @@ class Options:
 
     def heading(self, what: str) -> str:
         """A table's title and first two lines."""
-        machine = f"torch {torch.__version__}, {self.threads} threads, float32, random weights"
+        machine = f"torch {torch.__version__}, {self.threads} threads, random weights"
         return f"\n{self.size}, {what}, medians of {self.rounds} rounds ({machine})\n\n{TABLE}"
 
 

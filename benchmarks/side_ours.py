@@ -26,9 +26,9 @@ from groundingdino.training.learner import TrainingStep
 Inputs = dict[str, Tensor]
 
 
-def images_of(inputs: Inputs) -> ImageBatch:
+def images_of(inputs: Inputs, dtype: torch.dtype = torch.float32) -> ImageBatch:
     """Images without padding."""
-    pixels = inputs["pixels"]
+    pixels = inputs["pixels"].to(dtype)
     size = (pixels.shape[2], pixels.shape[3])
     return ImageBatch(pixels, torch.ones(len(pixels), *size, dtype=torch.bool), (size,) * len(pixels))
 
@@ -67,11 +67,17 @@ class Side:
         """Leave the process group."""
         distributed.shutdown()
 
+    def to_bfloat16(self) -> dict[str, float]:
+        """From now on weights and images are in bfloat16."""
+        self.model.bfloat16()
+        return {}
+
     @torch.inference_mode()
     def infer(self, inputs: Inputs) -> dict[str, Tensor]:
         """scores (B, Q) of the best token, boxes (B, Q, 4) cxcywh in [0, 1]."""
-        last = self.model(images_of(inputs), text_of(inputs)).layers[-1]
-        return {"scores": last.logits.amax(-1).sigmoid(), "boxes": last.boxes}
+        dtype = next(self.model.parameters()).dtype
+        last = self.model(images_of(inputs, dtype), text_of(inputs)).layers[-1]
+        return {"scores": last.logits.amax(-1).sigmoid().float(), "boxes": last.boxes.float()}
 
     def predict(self, inputs: Inputs) -> dict[str, float]:
         """One image from its pixels to boxes, as the predictor is used."""

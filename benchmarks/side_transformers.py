@@ -27,13 +27,20 @@ class Side:
     def close(self) -> None:
         """Nothing to close."""
 
+    def to_bfloat16(self) -> dict[str, float]:
+        """From now on weights and images are in bfloat16."""
+        self.model.bfloat16()
+        return {}
+
     @torch.inference_mode()
     def infer(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """scores (B, Q) of the best token, boxes (B, Q, 4) cxcywh in [0, 1]."""
         output = self.model(
-            pixel_values=inputs["pixels"], input_ids=inputs["token_ids"], attention_mask=inputs["valid"].long()
+            pixel_values=inputs["pixels"].to(self.model.dtype),
+            input_ids=inputs["token_ids"],
+            attention_mask=inputs["valid"].long(),
         )
-        return {"scores": output.logits.amax(-1).sigmoid(), "boxes": output.pred_boxes}
+        return {"scores": output.logits.amax(-1).sigmoid().float(), "boxes": output.pred_boxes.float()}
 
     def train(self, inputs: dict[str, Tensor], checkpointing: bool) -> dict[str, float]:
         """Forward, loss and backward. It has no denoising queries."""

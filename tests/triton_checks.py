@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from ms_deform_attn_cases import CASES, TOLERANCE, arguments, flat
@@ -18,6 +19,7 @@ from torch import Tensor
 from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
 from groundingdino.ops.ms_deform_attn import triton as on_gpu
 from groundingdino.ops.ms_deform_attn import triton_kernels
+from groundingdino.runtime import tuning
 
 FEW = CASES["five_levels"]
 MORE_CHANNELS = {f"{channels}_channels": (1, 2, channels, 5, ((5, 6), (3, 3)), 2) for channels in (16, 24, 100, 256)}
@@ -128,6 +130,37 @@ def gradients_flow_and_it_compiles_into_one_graph(device: str) -> None:
         same([out.detach(), *grads], exact_results(*given))
 
 
+def every_launch_that_tune_measures_gives_the_same(device: str) -> None:
+    value, shapes, locations, weights = on(device, CASES["one_point"])
+    expected = exact_results(value, shapes, locations, weights)
+    by_direction = on_gpu.launches()
+    grad = upstream(expected[0]).to(value)
+    for name, forward in by_direction["forward"].items():
+        out = forward(value, shapes, locations, weights)
+        same([out, *by_direction["backward"][name](grad, value, shapes, locations, weights)], expected)
+
+
+def the_launch_that_was_measured_is_used(device: str) -> None:
+    asked = []
+
+    def choice(place: torch.device, operation: str) -> str:
+        asked.append(operation)
+        return "1024 elements, 8 warps"
+
+    given = on(device, CASES["one_point"])
+    used: list[str | None] = []
+    launch_options = triton_kernels.launch_options
+    with (
+        mock.patch.object(tuning, "choice", choice),
+        mock.patch.object(
+            triton_kernels, "launch_options", lambda *rest: used.append(rest[-1]) or launch_options(*rest)
+        ),
+    ):
+        output_and_gradients(ms_deform_attn, *given)
+    assert asked == ["ms_deform_attn forward, decoder", "ms_deform_attn backward, decoder"]
+    assert [name for name in used if name] == ["1024 elements, 8 warps"] * 2  # None: trials whether it runs at all
+
+
 def no_call_falls_back(device: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -144,6 +177,8 @@ ON_ANY_DEVICE: dict[str, Callable[[str], None]] = {
         strided_arguments_give_the_same_as_contiguous_ones,
         the_operators_pass_opcheck,
         gradients_flow_and_it_compiles_into_one_graph,
+        every_launch_that_tune_measures_gives_the_same,
+        the_launch_that_was_measured_is_used,
         no_call_falls_back,
     )
 }

@@ -14,6 +14,7 @@ from groundingdino.config import BackboneConfig, swin_b, swin_t
 from groundingdino.model.backbone import map_windows
 from groundingdino.ops import Windows, ms_deform_attn_reference, window_attention_reference
 from groundingdino.ops.ms_deform_attn import npu
+from groundingdino.ops.ms_deform_attn import triton as on_gpu
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference
 from groundingdino.ops.window_attention import FORMULATIONS, window_attention_as
 from groundingdino.runtime import tuning
@@ -58,8 +59,16 @@ def tune(device: torch.device, clock: Clock, recipe: Recipe) -> Table:
 
 
 def _deformable_attention(device: torch.device) -> dict[str, Mapping]:
-    """The formulations by direction, of the devices whose operator asks which one was the fastest."""
-    return {"forward": npu.FORWARD, "backward": npu.BACKWARD} if device.type == "npu" else {}
+    """The formulations by direction, of the devices whose operator asks which one was the fastest.
+
+    On a GPU the launches of its kernel; none where Triton cannot run.
+    """
+    if device.type == "npu":
+        return {"forward": npu.FORWARD, "backward": npu.BACKWARD}
+    usable = (
+        device.type == "cuda" and on_gpu.kernel_problem(device, torch.float32, CHANNELS, len(STRIDES), True) is None
+    )
+    return on_gpu.launches() if usable else {}
 
 
 def _deformable_cases(

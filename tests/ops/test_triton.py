@@ -51,10 +51,10 @@ def test_interpreted_on_the_cpu(check, interpreted):
     assert interpreted[check] is None, interpreted[check]
 
 
-def compiled(architecture: str, backward: bool, dtype: str = "fp32", sums: str = "fp32"):
+def compiled(architecture: str, backward: bool, dtype: str = "fp32", sums: str = "fp32", measured: str | None = None):
     """The kernel of the released models' sizes, compiled for a target."""
     kernel = triton_kernels.backward_kernel if backward else triton_kernels.forward_kernel
-    options = triton_kernels.launch_options(architecture, RELEASED["channels"], backward)
+    options = triton_kernels.launch_options(architecture, RELEASED["channels"], backward, measured)
     warps = options.pop("num_warps")
     constants = {"CHANNELS": RELEASED["channels"], "LEVELS": RELEASED["levels"], **options}
     if backward:
@@ -105,6 +105,16 @@ def test_it_compiles_for_each_architecture_within_its_resources(architecture, ba
     assert used["registers"] <= (128 if architecture == "gfx942" else 64)
     text = kernel.asm["amdgcn" if architecture == "gfx942" else "ptx"]
     assert re.search(r"global_load_dwordx4|ld\.global[^;]*\.v4", text), "pixels are not read 16 bytes at a time"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", triton_kernels.CANDIDATES)
+def test_every_launch_that_tune_measures_compiles_without_spills(launch, tmp_path):
+    for backward in (False, True):
+        used = resources(compiled("sm_90", backward, measured=launch), tmp_path / "kernel.cubin")
+        print(launch, "backward" if backward else "forward", used)
+        assert used["spilled"] == 0 and used["shared"] <= 48 * 1024
+        assert used["registers"] * 32 * triton_kernels.CANDIDATES[launch].warps <= 65536
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])

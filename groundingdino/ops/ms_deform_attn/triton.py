@@ -6,13 +6,16 @@ once (it needs a C compiler, gcc or clang, for the launcher) and keeps it in its
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from groundingdino.ops.ms_deform_attn import formulations
 from groundingdino.ops.ms_deform_attn.op import pairs
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference, ms_deform_attn_reference
+from groundingdino.runtime import tuning
 from groundingdino.runtime.kernels import VARIABLE, kernel_mode
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,7 +80,8 @@ def forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Te
     if _uses_kernel(value, locations, backward=False):
         from groundingdino.ops.ms_deform_attn import triton_kernels
 
-        return triton_kernels.forward(value, shapes, locations, weights)
+        measured = tuning.choice(value.device, formulations.operation("forward", value, locations))
+        return triton_kernels.forward(value, shapes, locations, weights, measured)
     sampled = value.to(locations.dtype)
     return ms_deform_attn_reference(sampled, pairs(shapes), locations, weights).to(value.dtype)
 
@@ -89,10 +93,36 @@ def backward(
     if _uses_kernel(value, locations, backward=True):
         from groundingdino.ops.ms_deform_attn import triton_kernels
 
-        return triton_kernels.backward(grad_output, value, shapes, locations, weights)
+        measured = tuning.choice(value.device, formulations.operation("backward", value, locations))
+        return triton_kernels.backward(grad_output, value, shapes, locations, weights, measured)
     grad, sampled = grad_output.to(locations.dtype), value.to(locations.dtype)
     grads = ms_deform_attn_backward_reference(grad, sampled, pairs(shapes), locations, weights)
     return grads[0].to(value.dtype), grads[1], grads[2]
+
+
+def launches() -> dict[str, Mapping[str, Callable]]:
+    """By direction and name the kernel with every launch worth measuring; arguments as the operator's references."""
+    from groundingdino.ops.ms_deform_attn import triton_kernels
+
+    def forward_as(
+        name: str, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        return triton_kernels.forward(value, _flat(shapes), locations, weights, name)
+
+    def backward_as(
+        name: str, grad: Tensor, value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return triton_kernels.backward(grad, value, _flat(shapes), locations, weights, name)
+
+    names = triton_kernels.CANDIDATES
+    return {
+        "forward": {name: partial(forward_as, name) for name in names},
+        "backward": {name: partial(backward_as, name) for name in names},
+    }
+
+
+def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    return [size for shape in shapes for size in shape]
 
 
 _LIBRARY = torch.library.Library("groundingdino", "IMPL")

@@ -209,12 +209,20 @@ LAUNCHES = {
     "gfx": (Launch(1024, 4), Launch(1024, 4)),  # forward, backward; a wave has 64 threads
     "sm_": (Launch(512, 4), Launch(256, 2)),
 }
+# What `groundingdino selfcheck --tune` measures on a card: two to eight elements a thread.
+CANDIDATES = {
+    f"{elements} elements, {warps} warps": Launch(elements, warps)
+    for elements, warps in ((256, 2), (256, 4), (512, 2), (512, 4), (1024, 4), (1024, 8))
+}
 
 
-def launch_options(architecture: str, channels: int, backward: bool) -> dict[str, int]:
-    """BLOCK_Q, BLOCK_C and num_warps for an architecture such as `sm_90` or `gfx942`."""
+def launch_options(architecture: str, channels: int, backward: bool, measured: str | None = None) -> dict[str, int]:
+    """BLOCK_Q, BLOCK_C and num_warps: of the candidate that was measured, or for the architecture (`sm_90`, `gfx942`).
+
+    A name that is no candidate's, as of another version, counts as None.
+    """
     launches = next((each for prefix, each in LAUNCHES.items() if architecture.startswith(prefix)), LAUNCHES["sm_"])
-    launch = launches[backward]
+    launch = CANDIDATES.get(measured or "", launches[backward])
     block = triton.next_power_of_2(channels)
     return {"BLOCK_Q": max(1, launch.elements // block), "BLOCK_C": block, "num_warps": launch.warps}
 
@@ -229,15 +237,20 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """The operator's output, (B, Q, M*C) of value's dtype: value float32, bfloat16 or float16, the rest float32."""
+def forward(
+    value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, measured: str | None = None
+) -> Tensor:
+    """The operator's output, (B, Q, M*C) of value's dtype: value float32, bfloat16 or float16, the rest float32.
+
+    `measured` as in `launch_options`.
+    """
     batch, _, heads, channels = value.shape
     _, queries, _, levels, points = weights.shape
     out = value.new_empty(batch, queries, heads * channels)
     if out.numel() == 0:
         return out
     value = _addressable(value)
-    options = launch_options(architecture(value.device), channels, backward=False)
+    options = launch_options(architecture(value.device), channels, False, measured)
     with _on(value.device):
         forward_kernel[_grid(weights, options)](
             value,
@@ -257,9 +270,14 @@ def forward(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Te
 
 
 def backward(
-    grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    measured: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value (in its dtype), locations and weights.
+    """Gradients of value (in its dtype), locations and weights; `measured` as in `launch_options`.
 
     The value's gradient is summed by atomics in float32, in any order; under `torch.use_deterministic_algorithms` in
     64-bit integers, whose sum is the same in every order (and NaN throughout where a gradient is not finite).
@@ -274,7 +292,7 @@ def backward(
         return grad_value.to(value.dtype), grad_locations, grad_weights
     value = _addressable(value)
     scale = _integer_scale(grad_output, weights) if deterministic else grad_weights  # not read there
-    options = launch_options(architecture(value.device), channels, backward=True)
+    options = launch_options(architecture(value.device), channels, True, measured)
     with _on(value.device):
         backward_kernel[_grid(weights, options)](
             grad_output.contiguous(),
