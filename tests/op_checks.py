@@ -2,12 +2,21 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from groundingdino.ops.cpu_library import best_instruction_set, library
 
 HAS_LINEAR_KERNEL = library() is not None and best_instruction_set() >= 1
+BEST = -1 if library() is None else best_instruction_set()
+EVERY_INSTRUCTION_SET = pytest.mark.parametrize(
+    "instruction_set",
+    [
+        pytest.param(number, marks=pytest.mark.skipif(number > BEST, reason="this processor has no such vectors"))
+        for number in range(3)
+    ],
+)
 
 
 def upstream(out: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ def _relative_position_index(window: int, device: torch.device) -> Tensor:
 def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) -> Windows:
     """The windows of one map, on the device and in the dtype of `like`.
 
-    Worked out once on token numbers instead of in every block on features, by arithmetic that holds for sizes which a
-    compiler does not know.
+    Worked out once on token numbers instead of in every block on features.
     """
     down, across = (height + window - 1) // window, (width + window - 1) // window  # windows in a column, in a row
 

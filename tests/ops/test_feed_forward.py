@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from op_checks import HAS_LINEAR_KERNEL, output_and_gradients
+from op_checks import EVERY_INSTRUCTION_SET, HAS_LINEAR_KERNEL, output_and_gradients
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -81,12 +81,10 @@ def test_output_and_gradients_equal_float64s(rows, activation, few_at_once):
 
 
 @pytest.mark.skipif(cpu_library.library() is None, reason=f"no kernel: {cpu_library.HOW_TO_BUILD}")
-@pytest.mark.parametrize("instruction_set", range(3))
+@EVERY_INSTRUCTION_SET
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("width, hidden", [(12, 40), (70, 1030), (600, 33)])
 def test_every_kernel_equals_float64(width, hidden, activation, instruction_set):
-    if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such vectors")
     sizes = ((211, width), (hidden, width), (hidden,), (width, hidden), (width,))
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(size, generator=generator) / size[-1] ** 0.5 for size in sizes]

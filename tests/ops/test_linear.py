@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from op_checks import HAS_LINEAR_KERNEL, assert_same, output_and_gradients
+from op_checks import EVERY_INSTRUCTION_SET, HAS_LINEAR_KERNEL, assert_same, output_and_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,12 +45,10 @@ def test_output_and_gradients_equal_float64s(size, with_bias, each_path):
 
 
 @pytest.mark.skipif(cpu_library.library() is None, reason=f"no kernel: {cpu_library.HOW_TO_BUILD}")
-@pytest.mark.parametrize("instruction_set", range(3))
+@EVERY_INSTRUCTION_SET
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_kernel_equals_float64(size, activation, instruction_set):
-    if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such vectors")
     x, weight, bias = arguments(*size)
     exact = ACTIVATIONS[activation](nn.functional.linear(x.double(), weight.double(), bias.double()))
     apart = weight.T.contiguous().T  # the same values, columns after columns

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from ms_deform_attn_cases import CASES, TOLERANCE, arguments, flat
-from op_checks import assert_same, output_and_gradients, upstream
+from op_checks import EVERY_INSTRUCTION_SET, assert_same, output_and_gradients, upstream
 from torch.utils.checkpoint import checkpoint
 
 from groundingdino.ops import cpu_library, ms_deform_attn, ms_deform_attn_reference
@@ -22,10 +22,8 @@ needs_kernel = pytest.mark.skipif(cpu_library.library() is None, reason=f"no CPU
 @needs_kernel
 @EVERY_CASE
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("instruction_set", range(3))
+@EVERY_INSTRUCTION_SET
 def test_the_kernel_equals_the_composite_in_value_and_gradients(case, dtype, instruction_set):
-    if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such vectors")
     value, shapes, locations, weights = arguments(case, dtype)
     out = cpu.forward(value, flat(shapes), locations, weights, instruction_set)
     actual = [out, *cpu.backward(upstream(out), value, flat(shapes), locations, weights, instruction_set)]
@@ -37,10 +35,8 @@ def test_the_kernel_equals_the_composite_in_value_and_gradients(case, dtype, ins
 
 @needs_kernel
 @EVERY_CASE
-@pytest.mark.parametrize("instruction_set", range(3))
+@EVERY_INSTRUCTION_SET
 def test_the_kernel_reads_and_writes_bfloat16_and_computes_in_float32(case, instruction_set):
-    if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such vectors")
     value, shapes, locations, weights = arguments(case, torch.float32)
     value = value.bfloat16()
     out = cpu.forward(value, flat(shapes), locations, weights, instruction_set)

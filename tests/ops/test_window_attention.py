@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from op_checks import assert_same, output_and_gradients, upstream
+from op_checks import EVERY_INSTRUCTION_SET, assert_same, output_and_gradients, upstream
 from torch import Tensor
 
 from groundingdino.model.backbone import map_windows
@@ -45,10 +45,8 @@ def arguments(case: tuple, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
 @needs_kernel
 @EVERY_CASE
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("instruction_set", range(3))
+@EVERY_INSTRUCTION_SET
 def test_the_kernel_equals_plain_torch_in_output_and_gradients(case, dtype, instruction_set):
-    if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such vectors")
     qkv, padding, bias, windows = arguments(case, dtype)
     out = forward(qkv, padding, bias, windows, instruction_set)
     actual = [out, *backward(upstream(out), qkv, padding, bias, windows, instruction_set)]
@@ -145,10 +143,8 @@ def test_large_scores_neither_overflow_nor_lose_the_winner():
 
 @needs_kernel
 @EVERY_CASE
-@pytest.mark.parametrize("instruction_set", range(3))
+@EVERY_INSTRUCTION_SET
 def test_the_kernel_reads_and_writes_bfloat16_and_computes_in_float32(case, instruction_set):
-    if instruction_set > cpu_library.best_instruction_set():
-        pytest.skip("this processor has no such vectors")
     qkv, padding, bias, windows = arguments(case, torch.bfloat16)
     out = forward(qkv, padding, bias.float(), windows, instruction_set)
     assert out.dtype == torch.bfloat16
