@@ -217,11 +217,9 @@ def from_scratch(size: DataSize, model: ModelConfig | None = None, text_from: Pa
     For data that look alike, such as micrographs, where nothing pre-trained is at hand. A trained BERT is frozen.
     """
     recipe = finetune(size)
-    batch = max(1, min(BATCH, size.images))
-    steps = -(-size.images // batch)
+    steps = -(-size.images // recipe.data.batch_size)
     data = replace(
         recipe.data,
-        batch_size=batch,
         workers=1,
         train_sides=(288, 320, 352),
         train_long_side=640,

@@ -272,9 +272,10 @@ NOT_CHECKPOINTS = {
     "an empty file": b"",
     "an HTML or XML page": b"\n<!DOCTYPE html><html>404</html>",
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
-    "a text file that begins with b'hello": b"hello\n" * 100,
+    "a text file that begins with b'hello wo": b"hello world ~\t\r\n" * 100,
     "a gzip archive": b"\x1f\x8b\x08\0" + bytes(100),
     "not a PyTorch file": bytes(range(128, 256)),
+    "not a PyTorch file .1 byte": b"\x7f",
     "a bare pickle": pickle.dumps({"state_dict": {}}),
 }
 
@@ -471,6 +472,11 @@ def test_a_broken_pickle_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"a\.pth: damaged PyTorch file") as refusal:
         read_pytorch_file(save_with_pickle(tmp_path / "a.pth", content))
     assert str(refusal.value).isprintable()
+
+
+def test_a_bytearray_is_refused_before_its_size_is_believed(tmp_path):
+    with pytest.raises(ValueError, match="a bytearray, whose size may be anything"):
+        read_pytorch_file(save_with_pickle(tmp_path / "a.pth", BROKEN["a bytearray of a terabyte"]))
 
 
 def test_what_an_object_of_another_class_returns_is_inert_too(tmp_path):

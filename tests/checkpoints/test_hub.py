@@ -277,7 +277,7 @@ def test_a_folder_in_shards_is_read(golden, cache, tmp_path):
     names = sorted(state)
     weight_map = {}
     for i in range(2):
-        part, file = names[i::2], f"model-0000{i + 1}-of-00002.safetensors"
+        part, file = names[i::2], f"{i}.safetensors".rjust(255, "a")  # the longest name that a file can have
         save_file({name: state[name] for name in part}, tmp_path / "shards" / file)
         weight_map |= dict.fromkeys(part, file)
     (tmp_path / "shards/model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -285,9 +285,10 @@ def test_a_folder_in_shards_is_read(golden, cache, tmp_path):
     before = load_file(tmp_path / "a.safetensors")
     differing = [name for name in before if not torch.equal(before[name], found[name])]
     assert found.keys() == before.keys() and differing == ["denoising.label_embedding.weight"]
-    (tmp_path / "shards/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret"}}))
-    with pytest.raises(ValueError, match="not the index of a model in several files"):
-        checkpoints.resolve(tmp_path / "shards")
+    for file in ("../secret", "a" * 256, "a\nb", 3):
+        (tmp_path / "shards/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+        with pytest.raises(ValueError, match="not the index of a model in several files"):
+            checkpoints.resolve(tmp_path / "shards")
 
 
 def test_a_cache_that_cannot_be_written_is_named(golden, cache):

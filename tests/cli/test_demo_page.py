@@ -75,6 +75,8 @@ def test_the_image_half_runs_once_for_questions_about_one_image(predictor, photo
     other = image.resize((50, 40)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # of the same size
     found = answer(other, Referring("a man"), DetectionFilter())
     assert len(encoded) == 3 and torch.equal(found.boxes, predictor.predict(other, Referring("a man")).boxes)
+    answer(Image.frombytes("RGB", (40, 50), other.tobytes()), Referring("a man"), DetectionFilter())
+    assert len(encoded) == 4
 
 
 def test_without_gradio_the_error_says_what_to_install(predictor, monkeypatch):

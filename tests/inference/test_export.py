@@ -231,6 +231,8 @@ def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are
     plain = export.CategoryForm(model, resolve(Categories(["cat", "kitten", "dog"]), default_tokenizer()))
     with torch.no_grad():
         (scores, _), (each, _) = form(given.pixels), plain(given.pixels)
+    checked = export_check.Model(form).answer(given, export.encode_caption("whatever"))
+    torch.testing.assert_close(torch.from_numpy(checked.scores), scores[0])
     torch.testing.assert_close(scores, torch.stack([each[..., :2].amax(-1), each[..., 2]], dim=-1))
     rival = vocabulary.Vocabulary((vocabulary.Name("cat", negatives=("dog",)),))
     with pytest.raises(ValueError, match="'cat' has negatives"):

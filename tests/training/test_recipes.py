@@ -11,7 +11,7 @@ import pytest
 from training_runs import SMALL, scenes
 
 from groundingdino.config import TrainConfig, with_settings
-from groundingdino.training.recipes import TRAIN_PRESETS, finetune_epochs
+from groundingdino.training.recipes import BERT, TRAIN_PRESETS, DataSize, finetune, finetune_epochs, from_scratch
 from groundingdino.training.setup import missing_data
 from groundingdino.training.trainer import fit
 
@@ -130,3 +130,26 @@ def test_each_recipe_runs_on_tiny_data(name: str, tmp_path: Path) -> None:
 
 def test_epochs_follow_the_number_of_images() -> None:
     assert [finetune_epochs(n) for n in (1, 100, 1000, 3000, 10_000, 118_000)] == [50, 50, 50, 25, 12, 12]
+
+
+def test_a_small_set_of_images_is_learned_in_batches_that_it_fills_and_evaluated_every_fifty_steps() -> None:
+    def numbers(images: int, categories: int = 3) -> tuple[Any, ...]:
+        found = finetune(DataSize(images, categories))
+        schedule = found.schedule
+        return (
+            found.data.batch_size, found.epochs, schedule.milestones, schedule.warmup_steps,
+            found.evaluate_every, found.early_stopping, found.data.repeat_threshold,
+        )  # fmt: skip
+
+    assert numbers(2) == (2, 50, (33, 45), 2, 50, 10, 0.0)
+    assert numbers(99) == (4, 50, (33, 45), 62, 2, 10, 0.0)  # 25 steps an epoch
+    assert numbers(10_000, 100) == (4, 12, (8, 11), 500, 1, 10, 1e-3)
+
+
+def test_fresh_weights_get_longer_before_a_run_is_given_up() -> None:
+    config = from_scratch(DataSize(50, 3))
+    schedule = config.schedule
+    assert (config.early_stopping, config.freeze, config.ema_decay) == (0, (), 0.998)
+    assert (schedule.kind, schedule.warmup_steps, schedule.final) == ("cosine", 13, 0.02)  # one epoch's steps
+    assert from_scratch(DataSize(9000, 3)).schedule.warmup_steps == 100
+    assert from_scratch(DataSize(50, 3), text_from=Path("bert")).freeze == BERT
