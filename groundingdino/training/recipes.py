@@ -150,7 +150,7 @@ def quickstart() -> TrainConfig:
         ScheduleConfig(kind="cosine", warmup_steps=50, warmup_start=0.01, final=0.02),
         run_dir=Path("runs/quickstart"),
         activation_checkpointing=False,
-        epochs=2,
+        epochs=3,  # after two, Precision@1 was 0.82 to 0.91 by the luck of rounding; after three, 0.92 to 0.93
         class_weight=4.0,  # boxes of plain shapes are easy; which of them is meant is what has to be learned
         ema_decay=0.995,
         pictures=12,
