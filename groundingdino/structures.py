@@ -9,20 +9,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from groundingdino.runtime import devices
+
 Record = TypeVar("Record")
 
 
-def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
+        return devices.send(value, device)
     if is_dataclass(value) and not isinstance(value, type):
-        return to_device(value, device, non_blocking)
+        return to_device(value, device)
     return value
 
 
-def to_device(record: Record, device: torch.device | str, non_blocking: bool = False) -> Record:
-    """A copy of a record with every tensor in it (records inside records too) on `device`."""
-    moved = {f.name: _move(getattr(record, f.name), device, non_blocking) for f in fields(record)}  # type: ignore[arg-type]
+def to_device(record: Record, device: torch.device | str) -> Record:
+    """A copy of a record with every tensor in it (records inside records too) on `device`; see `devices.send`."""
+    moved = {f.name: _move(getattr(record, f.name), torch.device(device)) for f in fields(record)}  # type: ignore[arg-type]
     return replace(record, **moved)  # type: ignore[type-var]
 
 

@@ -11,7 +11,7 @@ Training:
             ...                         # batch.images, .text, .targets, .info, .problems (to be counted and shown)
             state = loader.state_dict() # load_state_dict: continues behind this batch, bit-equal
 
-`structures.to_device(batch, device, non_blocking=True)` moves a batch. Everything random about a sample follows from
+`structures.to_device(batch, device)` moves a batch. Everything random about a sample follows from
 (seed, epoch, index, copy), whatever the number of workers. Flip and crop are fields of `Augmentation`.
 
 Evaluation reads `load_expressions`; see `groundingdino.evaluation`. Other images: `inputs.images`.

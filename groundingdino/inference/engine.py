@@ -248,7 +248,7 @@ class Engine:
 
 
 def _moved(positive_map: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if positive_map is None else positive_map.to(device)
+    return None if positive_map is None else devices.send(positive_map, device)
 
 
 def _padded(features: Sequence[Tensor], text: TextBatch) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from groundingdino.runtime import devices
+
 
 @dataclass(frozen=True)
 class DropPath:
@@ -41,7 +43,7 @@ def sample_drop_path(probabilities: Sequence[float], batch: int, device: torch.d
         return [DropPath(batch, None, 1.0)] * len(probabilities)
     drawn = (torch.rand(len(probabilities), batch) < torch.tensor(probabilities)[:, None]).tolist()
     numbers = [[image for image, taken in enumerate(images) if taken] for images in drawn]
-    indices = torch.tensor(list(chain.from_iterable(numbers)), dtype=torch.int64).to(device, non_blocking=True)
+    indices = devices.send(torch.tensor(list(chain.from_iterable(numbers)), dtype=torch.int64), device)
     return [
         DropPath(len(index), None if len(index) == batch else index, 1 / probability)
         for index, probability in zip(indices.split([len(n) for n in numbers]), probabilities, strict=True)

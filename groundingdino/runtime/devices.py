@@ -297,6 +297,13 @@ def pins_memory(device: torch.device) -> bool:
     return device.type in ("cuda", "npu")
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`. The host does not wait for what is queued there: it copies from page-locked memory."""
+    if tensor.device.type != "cpu" or not pins_memory(device):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def to_host(tensor: Tensor) -> Callable[[], Tensor]:
     """Starts to copy a tensor to the host; the function that it returns waits for the copy, not for later work."""
     if not pins_memory(tensor.device):

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from groundingdino import boxes as box_ops
+from groundingdino.runtime import devices
 from groundingdino.structures import Targets
 
 CLASS_COST, L1_COST, GIOU_COST = 2.0, 5.0, 2.0
@@ -50,4 +51,4 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         for image, count in enumerate(targets.counts):
             query, objects = linear_sum_assignment(cost[answer, image, :, :count])
             matched[answer, image, objects] = query
-    return torch.from_numpy(matched).to(logits.device, non_blocking=True)
+    return devices.send(torch.from_numpy(matched), logits.device)
