@@ -139,7 +139,7 @@ def main(data: str, run: str, condition: str) -> None:
         if "KILL_RANK" in os.environ:
             once.touch()  # after torchrun's restart it lives
         kill_when(condition)
-    config = small_config(Path(data), Path(run), resume="auto")
+    config = small_config(Path(data), Path(run), resume="auto", device=os.environ.get("TEST_DEVICE", "cpu"))
     world = distributed.init(config.device, timeout_minutes=TIMEOUT / 60)
     request = StopRequest()
     code = 0

@@ -18,11 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from groundingdino.runtime import devices, environment
+from groundingdino.runtime.messages import brief
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+# In the message of an exchange that failed. CANN's codes EI... are HCCL's; the host may learn of one at any later wait.
+EXCHANGE_FAILED = re.compile(r"gloo|hccl|nccl|\bEI\d{4}\b", re.IGNORECASE)
 GRACE = 5.0  # seconds for the other processes to notice that a collective has failed
 POLL = 0.05  # seconds between two looks at whether the others have arrived
 _store: dist.Store | None = None  # of this run's processes
@@ -54,8 +57,8 @@ def init(device: str = "auto", *, timeout_minutes: float = 10.0) -> World:
     """Pick this process's device, make it the current one and, under torchrun, join the process group.
 
     Reads torchrun's RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `timeout_minutes` bounds each collective
-    and the start: a rank that died ends the others with an error instead of a hang. HCCL's own limits are environment
-    variables (HCCL_CONNECT_TIMEOUT, HCCL_EXEC_TIMEOUT).
+    and the start: a rank that died ends the others with an error instead of a hang. HCCL's own limit,
+    HCCL_EXEC_TIMEOUT, becomes a little lower unless it is set already; it would be 30 minutes.
     Raises ValueError when the device cannot be used.
     """
     chosen = devices.pick_device(device)
@@ -73,6 +76,8 @@ def init(device: str = "auto", *, timeout_minutes: float = 10.0) -> World:
         # for the dead ones of the first (torch 2.9).
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         _store, _patience = store, timeout.total_seconds()
+        if chosen.type == "npu":
+            os.environ.setdefault("HCCL_EXEC_TIMEOUT", str(max(1, int(0.9 * _patience))))
         hosts = size // int(os.environ.get("LOCAL_WORLD_SIZE", size))
         for problem in environment.hccl_problems(os.environ, hosts) if chosen.type == "npu" and rank == 0 else ():
             logger.warning(problem)
@@ -106,10 +111,14 @@ def is_main() -> bool:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The element-wise sum over all processes: a new tensor of the same shape and device. Not differentiable."""
-    total = tensor.detach().clone()
+    """The element-wise sum over all processes of a tensor on the host: a new one of the same shape.
+
+    Over gloo: the device is not waited for, and a process that is gone is noticed at once.
+    """
+    total = tensor.clone()
     if world_size() > 1:
-        dist.all_reduce(total)
+        with naming_lost_processes():
+            dist.all_reduce(total)
     return total
 
 
@@ -201,20 +210,32 @@ def naming_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        failed = isinstance(error, dist.DistError) or re.search("gloo|hccl|nccl", str(error), re.IGNORECASE)
+        failed = isinstance(error, dist.DistError) or EXCHANGE_FAILED.search(str(error))
         if not failed or _store is None:
             raise
-        lost = "another process"
-        with contextlib.suppress(RuntimeError):  # the store is out of reach as well
-            _store.set(f"waited {rank()}", "1")
-            time.sleep(GRACE)
-            names = [str(other) for other in range(world_size()) if not _store.check([f"waited {other}"])]
-            lost = f"process {', '.join(names)}" if names else lost
-        cause = "did not answer in time" if "timed out" in str(error).lower() else "has ended"
-        raise ProcessLostError(
-            f"{lost} of {world_size()} {cause}; look for its own message, or for the out-of-memory killer in the "
-            "system's log, and go on with --resume auto"
-        ) from error
+        raise ProcessLostError(f"{_what_failed(error)}, and go on with --resume auto") from error
+
+
+def _what_failed(error: Exception) -> str:
+    """Which processes do not answer, or that all run and cannot reach each other."""
+    assert _store is not None
+    own = f"process {rank()} of {world_size()}"
+    try:
+        _store.set(f"waited {rank()}", "1")
+        time.sleep(GRACE)
+        lost = [str(other) for other in range(world_size()) if not _store.check([f"waited {other}"])]
+    except RuntimeError:
+        return f"{own} can no longer reach the first host: look for the message of a process there, or at the network"
+    if not lost:
+        said = brief(str(error).strip().rpartition("\n")[2])  # the library's own words come last
+        return (
+            f"{own} cannot exchange with the others, all of which run: look at the network between the devices ({said})"
+        )
+    cause = "did not answer in time" if "timed out" in str(error).lower() else "has ended"
+    return (
+        f"process {', '.join(lost)} of {world_size()} {cause}; look for its own message, or for the out-of-memory "
+        "killer in the system's log"
+    )
 
 
 def barrier() -> None:

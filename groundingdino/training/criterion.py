@@ -59,21 +59,26 @@ class Criterion(nn.Module):
         super().__init__()
         self.weights = {**WEIGHTS, "loss_cls": class_weight}
 
-    def normalizers(self, batches: Sequence[Targets], queries: int, groups: Sequence[int]) -> Tensor:
-        """(3,) matched objects, shown objects (each at least 1 in all), and whether any was shown, 1 or 0.
+    def normalizers(
+        self, batches: Sequence[Targets], queries: int, groups: Sequence[int]
+    ) -> tuple[float, float, float]:
+        """Matched objects, shown objects (each at least 1 in all), and whether any was shown, 1 or 0.
 
         The counts of all micro-batches (`groups` has one number for each) and processes, divided by the number of
         micro-batches and processes, as their gradients will be. mmdet takes at least 1 of that mean; then a process
-        without objects would change what the others learn.
+        without objects would change what the others learn. The counts are known on the host, and stay there.
         """
         matched = sum(min(count, queries) for targets in batches for count in targets.counts)
         shown = sum(sum(targets.counts) * number for targets, number in zip(batches, groups, strict=True))
-        boxes = batches[0].boxes
-        total = distributed.all_reduce_sum(torch.stack([boxes.new_full((), matched), boxes.new_full((), shown)]))
+        all_matched, all_shown = distributed.all_reduce_sum(
+            torch.tensor([matched, shown], dtype=torch.float64)
+        ).tolist()
         share = len(batches) * distributed.world_size()
-        return torch.cat((total.clamp(min=1) / share, total[1:].clamp(max=1)))
+        return max(all_matched, 1) / share, max(all_shown, 1) / share, min(all_shown, 1)
 
-    def forward(self, output: DetectorOutput, targets: Targets, normalizers: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, output: DetectorOutput, targets: Targets, normalizers: tuple[float, float, float] | None = None
+    ) -> dict[str, Tensor]:
         """Every term as a weighted scalar; their sum is the loss.
 
         `loss_cls`, `loss_bbox` and `loss_iou` are the last decoder layer's, `d0.` ... the earlier ones', `enc_` the

@@ -121,10 +121,12 @@ class Learner:
         hook = bf16_compress_hook if self.config.exchange_precision == "bf16" else allreduce_hook
         return hook(None, bucket)  # type: ignore[arg-type]
 
-    def _normalizers(self, batches: Sequence[Batch], draws: Sequence[DenoisingNoise | None]) -> Tensor:
+    def _normalizers(
+        self, batches: Sequence[Batch], draws: Sequence[DenoisingNoise | None]
+    ) -> tuple[float, float, float]:
         """What the criterion divides by: the objects of all micro-batches together."""
         sizes = self.model.config
-        targets = [to_device(_targets(batch), self.device, non_blocking=True) for batch in batches]
+        targets = [_targets(batch) for batch in batches]
         groups = [
             num_groups(t.counts, sizes.num_denoising) if drawn is None else drawn.label_draw.shape[1]
             for t, drawn in zip(targets, draws, strict=True)
@@ -132,12 +134,16 @@ class Learner:
         return self.criterion.normalizers(targets, sizes.num_queries, groups)
 
     def _backward(
-        self, drawn: tuple[Batch, DenoisingNoise | None], normalizers: Tensor | None, share: float, exchange: bool
+        self,
+        drawn: tuple[Batch, DenoisingNoise | None],
+        normalizers: tuple[float, float, float] | None,
+        share: float,
+        exchange: bool,
     ) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch times `share`; its loss terms, detached."""
         batch, noise = drawn
         parts = (batch.images, batch.text, _targets(batch))
-        images, text, targets = (to_device(part, self.device, non_blocking=True) for part in parts)
+        images, text, targets = (to_device(part, self.device) for part in parts)
         step = self.training_step
         unshared = step.no_sync() if isinstance(step, DistributedDataParallel) and not exchange else None
         with unshared or contextlib.nullcontext():
@@ -245,7 +251,7 @@ class TrainingStep(nn.Module):
         images: ImageBatch,
         text: TextBatch,
         targets: Targets,
-        normalizers: Tensor | None = None,
+        normalizers: tuple[float, float, float] | None = None,
         noise: DenoisingNoise | None = None,
     ) -> dict[str, Tensor]:
         """Every weighted loss term, and `loss`, their sum, as scalars.

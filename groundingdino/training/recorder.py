@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundingdino.runtime import distributed
 from groundingdino.runtime.files import atomic_file
 from groundingdino.training.run_folder import RunFolder
 from groundingdino.training.step_clock import StepMarks
@@ -40,8 +41,7 @@ class StepValues:
 class DeferredSteps:
     """The losses of the last steps, kept on the device and read all at once."""
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
+    def __init__(self) -> None:
         self._rows: list[Tensor] = []
         self._plain: list[dict[str, Any]] = []
         self._names: list[str] = []
@@ -58,15 +58,11 @@ class DeferredSteps:
         self._plain.append(plain)
 
     def read(self) -> list[StepValues]:
-        """The steps since the last call, after one exchange between processes and one copy to the host."""
+        """The steps since the last call, after one copy to the host and one exchange between the processes there."""
         if not self._rows:
             return []
-        own = torch.stack(self._rows)  # (steps, terms + 1)
-        mean = own
-        if self._processes > 1:
-            mean = own.clone()
-            torch.distributed.all_reduce(mean)
-            mean = mean / self._processes
+        own = torch.stack(self._rows).cpu()  # (steps, terms + 1)
+        mean = distributed.all_reduce_sum(own) / distributed.world_size()
         values = torch.stack([mean, own]).tolist()
         column = self._names.index("loss")
         steps = [

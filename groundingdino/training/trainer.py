@@ -115,7 +115,7 @@ class Trainer:
             for change in changed:
                 logger.warning(f"resumed with {change}")
             del saved
-        self.deferred = DeferredSteps(world.size)
+        self.deferred = DeferredSteps()
         self.guard = LossGuard(self.folder.nonfinite, config.on_nonfinite, self.learner.scaler.is_enabled())
         profile = config.profile if distributed.is_main() else None
         self.profiler = StepProfiler(profile, self.folder.profile, world.device)
@@ -269,7 +269,9 @@ class Trainer:
 
     def _log_steps(self) -> None:
         """Copy pending losses to the host, log them, check they are finite."""
-        steps = self.deferred.read()
+        distributed.highest(GO_ON)  # whoever is gone is noticed here; the device would wait for it below
+        with distributed.naming_lost_processes():
+            steps = self.deferred.read()
         if not steps:
             return
         if self.log is not None:

@@ -109,7 +109,10 @@ int reduce(char* to, const char* from, size_t n, int dtype, int op) {
 // Every rank publishes `total` bytes of `send`, chunk by chunk; `take(rank, chunk, offset, bytes)` consumes them.
 template <class Take>
 int exchange(Comm& comm, Call call, const void* send, size_t total, Take take) {
-  ++g_collectives;
+  static const char* limit = std::getenv("FAKE_HCCL_LINK_FAILS_AFTER");
+  if (++g_collectives > (limit ? std::atoll(limit) : INT64_MAX)) {
+    return fake_cann_error(kTimeOut, "fake HCCL: the link is down");
+  }
   Shared& shared = *comm.shared;
   shared.calls[comm.rank] = call;
   for (size_t offset = 0; offset == 0 || offset < total; offset += kChunk) {

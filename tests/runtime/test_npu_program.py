@@ -26,6 +26,10 @@ from training_runs import free_port, losses, scenes, small_config
 from groundingdino import load_model
 from groundingdino.cli import operator_report, selfcheck, tuning_report
 from groundingdino.config import BackboneConfig, ModelConfig, OptimizerConfig, TrainConfig
+from groundingdino.inference.engine import Engine
+from groundingdino.inference.prompts import Categories, resolve
+from groundingdino.inputs.images import ImageGeometry, ResizedImage, collate_images
+from groundingdino.inputs.text import collate_text, default_tokenizer
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.model.denoising import draw_noise
 from groundingdino.ops import ms_deform_attn, ms_deform_attn_reference
@@ -238,6 +242,48 @@ def test_the_runtime_sees_two_copies_to_the_host_in_a_step(learner):
     assert 500 < counts["kernels"] < 5000
 
 
+@pytest.fixture(scope="module")
+def asked(learner):
+    """An engine on the NPU, an image as it is read, and a prompt; all sizes have been met before."""
+    engine = Engine(learner.model.eval())
+    image = ResizedImage(torch.randn(3, 64, 80), ImageGeometry((64, 80), (1.0, 1.0)))
+    prompt = resolve(Categories(["cat", "red dog"]), default_tokenizer())
+    list(engine.rank([(engine.encode_images([image])[0], engine.encode_prompts([prompt])[0])], keep=10))
+    return engine, image, prompt
+
+
+@simulated
+def test_prediction_reads_from_the_device_only_what_it_answers(asked):
+    from npu_simulator.watch import Watch
+
+    engine, image, prompt = asked
+    with Watch() as watch:
+        images, prompts = engine.encode_images([image, image, image]), engine.encode_prompts([prompt])
+        assert not watch.reads
+        answers = list(engine.rank([(encoded, prompts[0]) for encoded in images], keep=10))
+    places = {place.split(":")[0]: count for place, count in watch.reads.items()}
+    assert len(answers) == 3 and places == {"runtime/devices.py": 1}, watch.reads  # the boxes of a pass, together
+
+
+@simulated
+def test_both_halves_and_the_detector_copy_nothing_between_host_and_device(asked):
+    """So that a graph of the device can record them, for sizes that they have met before."""
+    engine, image, prompt = asked
+    device = engine.device
+    images = to_device(collate_images([image.pixels]), device)
+    text = to_device(collate_text([prompt.chunks[0].caption]), device)
+    with torch.no_grad():
+        for expected in (None, 0):  # the first call may still send what it keeps, such as the sizes of levels
+            torch.npu.synchronize()
+            before = SIMULATOR.counters()
+            tokens, features = engine.model.encode_image(images), engine.model.encode_text(text)
+            engine.model.detect(tokens, features, text)
+            torch.npu.synchronize()
+            after = SIMULATOR.counters()
+            copies = {name: after[name] - before[name] for name in ("to_host", "to_device", "data_dependent")}
+            assert expected is None or set(copies.values()) == {expected}, copies
+
+
 @simulated
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gradient_that_is_not_finite_changes_nothing(learner, precision):
@@ -422,9 +468,17 @@ def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *arguments], env=env, **options)
 
 
+def two_ranks(data: Path, run: Path, condition: str, **variables: str) -> list[subprocess.Popen[str]]:
+    """Two ranks that train without a launcher; `condition` is the second one's (see training_runs)."""
+    script = [str(HERE / "npu_simulator" / "run.py"), str(HERE / "training_runs.py"), str(data), str(run), condition]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "KILL_RANK": "1"}
+    common |= {"FAKE_CANN_DEVICES": "2", "FAKE_HCCL_TIMEOUT_S": "20", "TEST_DEVICE": "npu", **variables}
+    return [start(script, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[int, str]]:
-    """Exit code and output of this file's tests on the simulator, and of two ranks under torchrun."""
+    """Exit code and output of this file's tests on the simulator, of two ranks, and of the first where one is lost."""
     from fake_cann import build
 
     if build.missing_compiler():
@@ -442,7 +496,15 @@ def runs(tmp_path_factory) -> dict[str, tuple[int, str]]:
         "tests": start(tests),
         "ranks": start([*launch, *script], FAKE_CANN_DEVICES="2", FAKE_HCCL_TIMEOUT_S="30"),
     }
+    data = scenes(folder / "scenes")
+    lost = {
+        "killed": two_ranks(data, folder / "killed", "step:3:SIGKILL"),
+        "link": two_ranks(data, folder / "link", "never", FAKE_HCCL_LINK_FAILS_AFTER="6"),
+    }
+    processes |= {name: first for name, (first, _) in lost.items()}
     outputs = {name: process.communicate(timeout=500)[0] for name, process in processes.items()}
+    for _, second in lost.values():
+        second.communicate(timeout=60)
     return {name: (processes[name].returncode, output) for name, output in outputs.items()}
 
 
@@ -460,3 +522,18 @@ def test_two_ranks_over_hccl_average_gradients_and_train_the_quick_start(runs):
     assert code == 0, output[-6000:]
     assert "gradients equal those of one process" in output
     assert "4 images per step (2 x 1 x 2 processes)" in output and "precision@1" in output, output[-3000:]
+
+
+@pytest.mark.skipif(SIMULATOR is not None, reason="this is the subprocess")
+def test_a_killed_rank_is_named_once_hccl_has_waited_for_it(runs):
+    code, output = runs["killed"]
+    assert code == 2, output[-6000:]
+    assert "\nprocess 1 of 2 has ended; look for its own message" in output
+
+
+@pytest.mark.skipif(SIMULATOR is not None, reason="this is the subprocess")
+def test_a_dead_link_between_ranks_that_run_is_one_line_that_names_the_rank(runs):
+    code, output = runs["link"]
+    assert code == 2, output[-6000:]
+    assert "\nprocess 0 of 2 cannot exchange with the others, all of which run" in output
+    assert "(fake HCCL: the link is down), and go on with --resume auto\n" in output

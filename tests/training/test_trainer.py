@@ -219,7 +219,7 @@ def test_a_step_waits_for_the_device_only_to_match(data: Path, tmp_path: Path) -
     world = World(0, 0, 1, torch.device("cpu"))
     config = one_epoch(data, tmp_path / "run")
     learner = Learner(build_detector(SMALL), Criterion(), config, world.device)
-    deferred = DeferredSteps(1)
+    deferred = DeferredSteps()
     batches = list(training_loader(config, SMALL, world))
     with Reads() as reads:
         for batch in batches[:3]:
