@@ -80,6 +80,7 @@ def _fetch_rest(url: str, part: Path, bar: Any) -> bool:
         bar.update(start if appended else 0)
         with open(part, "ab" if appended else "wb") as file:
             written = _copy(answer, file, bar)
+            file.flush()
             os.fsync(file.fileno())
     size = written + (start if appended else 0)
     return promised is None or size == promised

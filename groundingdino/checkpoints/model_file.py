@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -120,7 +121,7 @@ def load_detector(
 
 def _is_finite(tensor: Tensor) -> bool:
     """Read once, without a copy: the least and the greatest are NaN where any value is."""
-    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    return tensor.numel() == 0 or all(map(math.isfinite, torch.aminmax(tensor)))
 
 
 def _joined_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

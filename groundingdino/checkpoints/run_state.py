@@ -11,7 +11,8 @@ from groundingdino.runtime.messages import brief
 
 STATE_KEY = "groundingdino.state"
 STATE_VERSION_KEY = "groundingdino.state_version"
-STATE_VERSION = "2"  # 2: BERT's queries, keys and values packed, and a checksum
+STATE_VERSION = "3"  # 2: BERT's queries, keys and values packed, and a SHA-256; 3: a CRC-32
+READABLE_VERSIONS = ("2", "3")
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -40,9 +41,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
         version = file.metadata.get(STATE_VERSION_KEY)
         if version is None:
             raise ValueError(f"{path}: not the state of a training run ({len(file.entries)} tensors without one)")
-        if version != STATE_VERSION:
+        if version not in READABLE_VERSIONS:
+            readable = " and ".join(READABLE_VERSIONS)
             raise ValueError(
-                f"{path}: training state of version {brief(version)}, this groundingdino reads {STATE_VERSION}: "
+                f"{path}: training state of version {brief(version)}, this groundingdino reads {readable}: "
                 "finish that run with the version that began it, or start from its weights with --init-from"
             )
         file.verify_checksum()

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ DTYPE_NAMES = {
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 HEADER_LIMIT = 10_000_000  # bytes; that of the largest model has 150 kB, and parsing takes 30 times as much memory
 ALIGNMENT = 64  # bytes; the header is padded with spaces so that tensor data starts aligned
-CHECKSUM = "groundingdino.checksum"  # the last tensor of a file with one: SHA-256 of all bytes before it
+CHECKSUM = "groundingdino.checksum"  # the last tensor of a file with one: CRC-32 of all bytes before it
 READ_AT_ONCE = 2**22  # bytes
 FLUSHED_AT_ONCE = 2**28  # bytes that are written between two flushes to the disk
 
@@ -88,13 +89,13 @@ def write_tensors(
         path: file to write or replace; its folder must exist.
         tensors: by name, any shape and device; stored contiguous.
         metadata: text by key, kept in the header.
-        checksum: end the file with a tensor that holds the SHA-256 of all before it, for `verify_checksum`.
+        checksum: end the file with a tensor that holds the CRC-32 of all before it, for `verify_checksum`.
     Raises:
         ValueError: a dtype that the format does not hold, or see `atomic_file`. OSError: see `atomic_file`.
     """
-    last = {CHECKSUM: torch.empty(hashlib.sha256().digest_size, dtype=torch.uint8)} if checksum else {}
+    last = {CHECKSUM: torch.empty(4, dtype=torch.uint8)} if checksum else {}
     header = _encode_header({**tensors, **last}, metadata)
-    digest, unflushed = hashlib.sha256(header), 0
+    crc, unflushed = zlib.crc32(header), 0
     with atomic_file(Path(path)) as file:
         file.write(header)
         for tensor in tensors.values():
@@ -107,9 +108,9 @@ def write_tensors(
                 unflushed = 0
             distributed.note_progress()  # for the processes that wait until the file is there
             if checksum:
-                digest.update(data)
+                crc = zlib.crc32(data, crc)
         if checksum:
-            file.write(digest.digest())
+            file.write(struct.pack("<I", crc))
 
 
 class TensorFile:
@@ -162,13 +163,18 @@ class TensorFile:
     def verify_checksum(self) -> None:
         """ValueError if the file has no checksum or was altered since it was written."""
         entry = self.entries.get(CHECKSUM)
-        digest = hashlib.sha256()
-        self._file.seek(0)
         if entry is None:
             raise ValueError(f"{self.path}: has no checksum")
+        crc = 0
+        sha256 = hashlib.sha256() if entry.shape == (32,) else None  # written by version 0.2 and before
+        self._file.seek(0)
         for start in range(0, entry.start, READ_AT_ONCE):
-            digest.update(self._file.read(min(READ_AT_ONCE, entry.start - start)))
-        if self._file.read() != digest.digest():
+            data = self._file.read(min(READ_AT_ONCE, entry.start - start))
+            if sha256:
+                sha256.update(data)
+            else:
+                crc = zlib.crc32(data, crc)
+        if self._file.read() != (sha256.digest() if sha256 else struct.pack("<I", crc)):
             raise ValueError(f"{self.path}: damaged or altered since it was written (its checksum differs)")
 
     def __enter__(self) -> "TensorFile":

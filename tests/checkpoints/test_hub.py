@@ -110,6 +110,15 @@ def test_a_file_comes_whole_and_checked(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
 
 
+def test_all_of_a_file_is_on_the_disk_before_it_has_its_name(server, tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda fd: (events.append(os.fstat(fd).st_size), fsync(fd)))
+    monkeypatch.setattr("os.replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    server.content = CONTENT[:1000]  # less than a buffer
+    download(server.url, tmp_path / "file.pth", hashlib.sha256(server.content).hexdigest())
+    assert events == [len(server.content), "rename"]
+
+
 def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
     server.behaviours = ["breaks off"] * 3
     download(server.url, tmp_path / "file.pth", DIGEST)

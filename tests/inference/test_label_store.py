@@ -124,3 +124,12 @@ def test_images_are_listed_by_one_process_and_after_it_died_by_another(tmp_path)
     (tmp_path / "shards" / "list.0").write_text(json.dumps(owner) + "\n")
     assert begin(tmp_path).manifest.images == 10
     assert not list((tmp_path / "shards").glob("list.*"))
+
+
+def test_the_records_of_a_shard_are_on_the_disk_before_it_is_called_done(tmp_path, monkeypatch):
+    flushed, fsync, run = [], os.fsync, begin(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda fd: (flushed.append((os.fstat(fd).st_ino, run.is_done(0))), fsync(fd)))
+    shard = next(run.claimed([0]))
+    shard.claim.append(Record(0, 8, 8))
+    run.finish(shard)
+    assert flushed[0] == (shard.claim.path.stat().st_ino, False) and run.is_done(0)
