@@ -45,6 +45,7 @@ DOORS = {
     "label_studio_ml": {"integrations/label_studio_backend.py"},
     "av": {"inference/image_source.py"},
     "ray": {"cli/label_ray.py"},
+    "pyarrow": {"cli/label_ray.py"},
     "fsspec": {"inference/remote.py"},
     "huggingface_hub": {"checkpoints/hub.py", "checkpoints/push.py"},
     "nltk": {"inputs/noun_phrases.py"},

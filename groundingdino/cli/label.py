@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from groundingdino.cli.label_output import Labelled, Labels
     from groundingdino.inference.label_store import LabelRun
     from groundingdino.inference.labelling import Choice, Chooser, LabelOptions
-    from groundingdino.inference.predictor import Predictor
     from groundingdino.inference.vocabulary import Vocabulary
 
 
@@ -170,6 +169,7 @@ def label_images(job: Job) -> "LabelRun":
 
     from groundingdino.inference.image_source import list_images
     from groundingdino.inference.label_store import LabelRun
+    from groundingdino.inference.labelling import label, texts_as_names
 
     arguments = job.arguments
     checkpoint = loading.find_checkpoint(arguments.checkpoint)
@@ -183,19 +183,13 @@ def label_images(job: Job) -> "LabelRun":
         if done < total and arguments.ray is not None:
             from groundingdino.cli.label_ray import label_on_ray
 
-            label_on_ray(arguments, checkpoint, run, bar.update)
+            label_on_ray(job, checkpoint, run, bar.update)
         elif done < total:
             predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision, arguments.scale)
-            work(predictor, run, job, bar.update)
+            prompt = predictor.encode_prompt(texts_as_names(job.vocabulary))
+            label(predictor, run, prompt, job.options, bar.update)
         bar.n = total
     return run
-
-
-def work(predictor: "Predictor", run: "LabelRun", job: Job, progress: Any, shards: Sequence[int] | None = None) -> None:
-    """Label shards of a run until all of them are done."""
-    from groundingdino.inference.labelling import label, texts_as_names
-
-    label(predictor, run, predictor.encode_prompt(texts_as_names(job.vocabulary)), job.options, progress, shards)
 
 
 def choice_record(job: Job) -> dict[str, Any]:

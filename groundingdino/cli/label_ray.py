@@ -1,69 +1,129 @@
-"""`label --ray`: the same predictor as an actor pool in Ray Data (extra `ray`); a row is a shard.
+"""`label --ray`: the same predictor as an actor pool in Ray Data (extra `ray`).
 
-Every node sees the images and the run's folder under the same paths.
+A row is an image's reference on the way to the actors and its record on the way back. Actors read the images and the
+checkpoint; only this process reads and writes the run's folder.
 """
 
-import os
-from collections.abc import Callable
-from dataclasses import replace
+import socket
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundingdino.cli import label, loading
-from groundingdino.inference.remote import is_uri
+from groundingdino.inference.label_store import Collector, LabelRun, Record, once
 
 if TYPE_CHECKING:
-    from groundingdino.inference.label_store import LabelRun
+    import pyarrow
+
+    from groundingdino.inference.engine import EncodedPrompt
+    from groundingdino.inference.labelling import LabelOptions
+    from groundingdino.inference.predictor import Predictor
+    from groundingdino.inference.vocabulary import Vocabulary
+
+STOPS = -1  # position of a record whose problem is not one image's
 
 
 class Labeller:
-    """An actor: loads the model once, labels shard after shard."""
+    """An actor: loads the model once, labels the images of shard after shard."""
 
-    def __init__(self, arguments: label.Arguments, checkpoint: Path) -> None:
-        from groundingdino.inference.label_store import LabelRun
+    def __init__(self, weights: tuple[Any, ...], vocabulary: "Vocabulary", options: "LabelOptions") -> None:
+        self._weights, self._vocabulary, self._options = weights, vocabulary, options
 
-        self._job = label.understood(arguments)
-        self._run = LabelRun(self._job.out)
-        self._predictor = loading.load_predictor(checkpoint, arguments.device, arguments.precision, arguments.scale)
+    def __call__(self, rows: "pyarrow.Table") -> "Iterator[pyarrow.Table]":
+        """The records of each batch as soon as they are found; at the end the problem that stops the run, if any."""
+        import msgspec
+        import pyarrow
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The numbers of the shards, which are done now."""
-        label.work(self._predictor, self._run, self._job, lambda count: None, batch["id"].tolist())
-        return batch
+        from groundingdino.inference.image_source import ImageRef
+        from groundingdino.inference.labelling import find
+
+        def table(records: list[Record]) -> pyarrow.Table:
+            return pyarrow.table({"record": [msgspec.msgpack.encode(record) for record in records]})
+
+        images = [msgspec.msgpack.decode(row, type=tuple[int, ImageRef]) for row in rows["image"].to_pylist()]
+        try:
+            predictor, prompt = self._model
+            yield from map(table, find(predictor, images, prompt, self._options))
+        except (OSError, ValueError) as error:  # Ray would print its own traces on all sides
+            yield table([Record(STOPS, problem=str(error))])
+
+    @cached_property
+    def _model(self) -> "tuple[Predictor, EncodedPrompt]":
+        from groundingdino.inference.labelling import texts_as_names
+
+        predictor = loading.load_predictor(*self._weights)
+        return predictor, predictor.encode_prompt(texts_as_names(self._vocabulary))
 
 
-def everywhere(arguments: label.Arguments) -> label.Arguments:
-    """With paths that do not depend on the current folder."""
-    assert arguments.out is not None and arguments.names is not None
-    names = os.path.abspath(arguments.names) if os.path.isfile(arguments.names) else arguments.names
-    images = tuple(source if is_uri(source) else str(Path(source).absolute()) for source in arguments.images)
-    return replace(arguments, images=images, names=names, out=arguments.out.absolute(), ray=None)
-
-
-def label_on_ray(
-    arguments: label.Arguments, checkpoint: Path, run: "LabelRun", progress: Callable[[int], object]
-) -> None:
-    """Label the run's waiting shards on a Ray cluster; each model has an accelerator, if there are any."""
+def label_on_ray(job: label.Job, checkpoint: Path, run: LabelRun, progress: Callable[[int], object]) -> None:
+    """Label the run's waiting images on a Ray cluster; a second process that comes here waits for the first."""
     import ray
 
-    address = None if arguments.ray == "local" else arguments.ray
-    ray.init(address, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(_address(job.arguments.ray), log_to_driver=False, ignore_reinit_error=True)
     try:
-        had = ray.cluster_resources()
-        needs: dict[str, Any] = {"num_cpus": 1}
-        if arguments.device != "cpu" and had.get("GPU"):
-            needs["num_gpus"] = 1
-        elif arguments.device != "cpu" and had.get("NPU"):
-            needs["resources"] = {"NPU": 1}
-        waiting = [{"id": number} for number in range(len(run.manifest.offsets)) if not run.is_done(number)]
-        shards = ray.data.from_items(waiting, override_num_blocks=len(waiting)).map_batches(
-            Labeller,
-            fn_constructor_args=(everywhere(arguments), checkpoint.absolute() if checkpoint.exists() else checkpoint),
-            batch_size=1,
-            concurrency=min(arguments.ray_workers, len(waiting)),
-            **needs,
+        ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of images
+        ray.data.DataContext.get_current().target_max_block_size = 1  # byte: a batch of records is not held back
+        once(
+            run.shards,
+            "ray",
+            lambda: run.done_images() == run.manifest.images,
+            lambda: _label_waiting(job, checkpoint, LabelRun(job.out), progress),
         )
-        for _ in shards.iter_rows():
-            progress(min(run.manifest.shard_size, run.manifest.images))
     finally:
         ray.shutdown()
+
+
+def _address(given: str | None) -> str | None:
+    """As Ray names it. ValueError where nothing listens: Ray itself would try for many minutes."""
+    host, _, port = (given or "").rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ValueError(f"--ray {given}: nothing listens there ({error.strerror or error})") from error
+    return None if given == "local" else given
+
+
+def _label_waiting(job: label.Job, checkpoint: Path, run: LabelRun, progress: Callable[[int], object]) -> None:
+    """Label the images that have no record; each model has an accelerator, if there are any."""
+    import msgspec
+    import pyarrow
+    import ray
+
+    shards = []
+    for number in range(len(run.manifest.offsets)):
+        if images := () if run.is_done(number) else run.waiting(number):
+            shards.append(ray.put(pyarrow.table({"image": [msgspec.msgpack.encode(image) for image in images]})))
+        else:
+            for shard in run.claimed([number]):  # killed before it was told done
+                run.finish(shard)
+    if not shards:
+        return
+    arguments = job.arguments
+    place = checkpoint.absolute() if checkpoint.exists() else checkpoint
+    weights = (place, arguments.device, arguments.precision, arguments.scale)
+    found = ray.data.from_arrow_refs(shards).map_batches(
+        Labeller,
+        fn_constructor_args=(weights, job.vocabulary, job.options),
+        batch_size=None,  # a shard
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(arguments.ray_workers, len(shards))),
+        **_needs(arguments.device, ray.cluster_resources()),
+    )
+    collector = Collector(run)
+    with run.heartbeat():
+        for rows in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+            records = [msgspec.msgpack.decode(row, type=Record) for row in rows["record"].to_pylist()]
+            if records[0].position == STOPS:
+                raise OSError(records[0].problem)
+            progress(sum(map(collector.add, records)))
+
+
+def _needs(device: str, cluster: dict[str, float]) -> dict[str, Any]:
+    """What each actor asks Ray for."""
+    if device != "cpu" and cluster.get("GPU"):
+        return {"num_cpus": 1, "num_gpus": 1}
+    if device != "cpu" and cluster.get("NPU"):
+        return {"num_cpus": 1, "resources": {"NPU": 1}}
+    return {"num_cpus": 1}

@@ -130,9 +130,12 @@ class LabelRun:
             claim = _claim(self.shards, f"{number:06d}")
             if claim is not None:
                 self._claims[number] = claim
-                recorded = {record.position for record in self._records(number)}
-                waiting = tuple((p, ref) for p, ref in self.refs(number) if p not in recorded)
-                yield Shard(number, claim, waiting)
+                yield Shard(number, claim, self.waiting(number))
+
+    def waiting(self, number: int) -> tuple[tuple[int, ImageRef], ...]:
+        """(position, image) of a shard's images that have no record."""
+        recorded = {record.position for record in self._records(number)}
+        return tuple((p, ref) for p, ref in self.refs(number) if p not in recorded)
 
     def finish(self, shard: Shard) -> None:
         """Every image of the shard has its record."""
@@ -174,6 +177,32 @@ class LabelRun:
     def _records(self, number: int) -> Iterator[Record]:
         for generation in range(_generations(self.shards, f"{number:06d}")):
             yield from read_records(self.shards / f"{number:06d}.{generation}")
+
+
+class Collector:
+    """Appends records to a run that workers without its folder have found, in whatever order they come."""
+
+    def __init__(self, run: LabelRun) -> None:
+        self._run = run
+        self._open: dict[int, tuple[Shard, set[int]]] = {}  # with the positions that have no record
+
+    def add(self, record: Record) -> bool:
+        """Whether it was new; not where its shard is done or being worked on by another process."""
+        number = record.position // self._run.manifest.shard_size
+        if number not in self._open:
+            shard = next(self._run.claimed([number]), None)
+            if shard is None:
+                return False
+            self._open[number] = shard, {position for position, _ in shard.waiting}
+        shard, missing = self._open[number]
+        if record.position not in missing:
+            return False
+        shard.claim.append(record)
+        missing.remove(record.position)
+        if not missing:
+            self._run.finish(shard)
+            del self._open[number]
+        return True
 
 
 class Heartbeat:

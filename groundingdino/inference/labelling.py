@@ -78,18 +78,15 @@ def label(
     prompt: EncodedPrompt,
     options: LabelOptions,
     progress: Callable[[int], None] = lambda count: None,
-    shards: Sequence[int] | None = None,
 ) -> None:
     """Work on the run until its shards are done, by this process or by others.
 
     Args:
         prompt: of `texts_as_names`.
         progress: called with the number of images after each batch of this process.
-        shards: their numbers; default is all.
     """
-    wanted = range(len(run.manifest.offsets)) if shards is None else shards
     with run.heartbeat():
-        while waiting := [number for number in wanted if not run.is_done(number)]:
+        while waiting := [number for number in range(len(run.manifest.offsets)) if not run.is_done(number)]:
             _label_free(predictor, run.claimed(waiting), prompt, options, progress, run.finish)
             if not all(map(run.is_done, waiting)):
                 time.sleep(WAIT)  # the rest is others' work, or that of one that has just ended
@@ -107,24 +104,34 @@ def _label_free(
     first = next(shards, None)
     if first is None:
         return
-    batch_size = options.batch_size or (1 if predictor.device.type == "cpu" else 8)
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
-        for shard, loaded in _loaded(itertools.chain([first], shards), predictor, options):
-            for batch in batches_by_shape(loaded, batch_size):
-                slices = [image.slices for image in batch]
-                readable = [one for one in slices if one]
-                ranked = rank_slices(predictor.engine, readable, prompt, TOP_K_PER_CAPTION, options.tiles)
-                records = [
-                    _record(image, next(ranked) if image.slices else None, options.keep_above) for image in batch
-                ]
+        for shard, images in _of_shards(itertools.chain([first], shards), predictor, options):
+            for records in _found(images, predictor, prompt, options):
                 if written is not None:
                     written.result()
                 written = writer.submit(_write, shard, records)
-                progress(len(batch))
+                progress(len(records))
             if written is not None:
                 written.result()
             finish(shard)
+
+
+def find(
+    predictor: Predictor, images: Iterable[tuple[int, ImageRef]], prompt: EncodedPrompt, options: LabelOptions
+) -> Iterator[list[Record]]:
+    """The records of images and their positions, batch by batch, without a run. OSError where a store fails."""
+    return _found(_decoded(iter(images), predictor, options), predictor, prompt, options)
+
+
+def _found(
+    images: Iterable["_Decoded"], predictor: Predictor, prompt: EncodedPrompt, options: LabelOptions
+) -> Iterator[list[Record]]:
+    batch_size = options.batch_size or (1 if predictor.device.type == "cpu" else 8)
+    for batch in batches_by_shape(images, batch_size):
+        readable = [image.slices for image in batch if image.slices]
+        ranked = rank_slices(predictor.engine, readable, prompt, TOP_K_PER_CAPTION, options.tiles)
+        yield [_record(image, next(ranked) if image.slices else None, options.keep_above) for image in batch]
 
 
 def _write(shard: Shard, records: Sequence[Record]) -> None:
@@ -133,7 +140,7 @@ def _write(shard: Shard, records: Sequence[Record]) -> None:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Decoded:
     """A decoded image, or why there is none."""
 
     position: int
@@ -143,10 +150,10 @@ class _Loaded:
     stops: bool = False  # the problem is not the image's
 
 
-def _loaded(
+def _of_shards(
     shards: Iterable[Shard], predictor: Predictor, options: LabelOptions
-) -> Iterator[tuple[Shard, Iterator[_Loaded]]]:
-    """Each shard with its images, decoded ahead by `options.workers` processes, across the border of shards too."""
+) -> Iterator[tuple[Shard, Iterator[_Decoded]]]:
+    """Each shard with its images, decoded ahead across the border of shards too."""
     started: deque[Shard] = deque()  # whose images have not been asked for
 
     def references() -> Iterator[tuple[int, ImageRef]]:
@@ -154,23 +161,12 @@ def _loaded(
             started.append(shard)
             yield from shard.waiting
 
-    loader = DataLoader(
-        _Images(predictor.scale, options.tiles),
-        sampler=references(),  # type: ignore[arg-type]  # asked for an image when a process is free
-        batch_size=None,
-        num_workers=options.workers,
-        multiprocessing_context=devices.loader_context(predictor.device, options.workers, __name__),
-        generator=torch.Generator().manual_seed(0),  # else torch's global generator would be drawn from
-    )
-    images: Iterator[_Loaded] = iter(loader)
-    ahead: list[_Loaded] = []  # at most one
+    images = _decoded(references(), predictor, options)
+    ahead: list[_Decoded] = []  # at most one
 
-    def of_shard(count: int) -> Iterator[_Loaded]:
+    def of_shard(count: int) -> Iterator[_Decoded]:
         for _ in range(count):
-            image = ahead.pop() if ahead else next(images)
-            if image.stops:
-                raise OSError(image.problem)
-            yield image
+            yield ahead.pop() if ahead else next(images)
 
     while True:
         if not started:
@@ -181,26 +177,44 @@ def _loaded(
         yield shard, of_shard(len(shard.waiting))
 
 
-class _Images(Dataset[_Loaded]):
+def _decoded(
+    references: Iterator[tuple[int, ImageRef]], predictor: Predictor, options: LabelOptions
+) -> Iterator[_Decoded]:
+    """Images in their order, decoded ahead by `options.workers` processes. OSError where a store does not answer."""
+    loader = DataLoader(
+        _Images(predictor.scale, options.tiles),
+        sampler=references,  # type: ignore[arg-type]  # asked for an image when a process is free
+        batch_size=None,
+        num_workers=options.workers,
+        multiprocessing_context=devices.loader_context(predictor.device, options.workers, __name__),
+        generator=torch.Generator().manual_seed(0),  # else torch's global generator would be drawn from
+    )
+    for image in loader:
+        if image.stops:
+            raise OSError(image.problem)
+        yield image
+
+
+class _Images(Dataset[_Decoded]):
     """Decoded, sliced and resized images; a message where that fails, as errors cross processes badly."""
 
     def __init__(self, scale: Size, tiles: Tiles | None) -> None:
         self.scale, self.tiles = scale, tiles
 
-    def __getitem__(self, place: tuple[int, ImageRef]) -> _Loaded:  # type: ignore[override]
+    def __getitem__(self, place: tuple[int, ImageRef]) -> _Decoded:  # type: ignore[override]
         position, ref = place
         try:
             image = open_ref(ref)
         except ValueError as error:
-            return _Loaded(position, (0, 0), (), str(error))
+            return _Decoded(position, (0, 0), (), str(error))
         except OSError as error:  # of a store that does not answer: the image is not broken
-            return _Loaded(position, (0, 0), (), str(error), stops=True)
-        return _Loaded(position, image.size, tuple(slice_image(image, self.tiles, self.scale)))
+            return _Decoded(position, (0, 0), (), str(error), stops=True)
+        return _Decoded(position, image.size, tuple(slice_image(image, self.tiles, self.scale)))
 
 
-def batches_by_shape(images: Iterable[_Loaded], batch_size: int) -> Iterator[list[_Loaded]]:
+def batches_by_shape(images: Iterable[_Decoded], batch_size: int) -> Iterator[list[_Decoded]]:
     """Groups of at most `batch_size` images of one size after resizing, so that none is padded; tiled ones alone."""
-    waiting: dict[tuple[int, ...], list[_Loaded]] = {}
+    waiting: dict[tuple[int, ...], list[_Decoded]] = {}
     for image in images:
         if len(image.slices) != 1:
             yield [image]
@@ -212,7 +226,7 @@ def batches_by_shape(images: Iterable[_Loaded], batch_size: int) -> Iterator[lis
     yield from waiting.values()
 
 
-def _record(image: _Loaded, ranked: RankedBoxes | None, keep_above: float) -> Record:
+def _record(image: _Decoded, ranked: RankedBoxes | None, keep_above: float) -> Record:
     if ranked is None:
         return Record(image.position, problem=image.problem)
     kept = ranked.scores >= keep_above

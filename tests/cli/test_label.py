@@ -15,22 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_cases import tiny_model
-from PIL import Image
+from label_runs import NAMES, REPOSITORY, SMALL, command, environment, records, write_film, write_images
 
 from groundingdino.checkpoints.model_file import save_detector
-from groundingdino.cli import label, loading
+from groundingdino.cli import loading
 from groundingdino.cli import main as command_line
 from groundingdino.data.formats import registry
 from groundingdino.inference.label_store import read_records
 from groundingdino.inference.predictor import load_model
 from groundingdino.inference.vocabulary import read_vocabulary
-
-REPOSITORY = Path(__file__).parents[2]
-NAMES = """
-- {name: animal, prompts: [cat, dog], negatives: [toy]}
-- {name: boat, threshold: 0.015}
-"""
-SMALL = ("--scale", "48", "64", "--device", "cpu", "--threshold", "0.03", "--keep-above", "0.01", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +31,6 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_detector(path, tiny_model(), {"groundingdino.source": json.dumps({"file": "mmdet_checkpoint.pth"})})
     return path
-
-
-def write_images(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(1)
-    for number in range(count):
-        pixels = rng.integers(0, 255, (48, 64 if number % 3 else 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    return folder
 
 
 @pytest.fixture
@@ -210,42 +194,43 @@ def test_mistakes_are_one_line_and_exit_code_2(place, capsys, arguments, message
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
-def command(*more: str) -> list[str]:
-    return [sys.executable, "-m", "groundingdino", "label", *SMALL, "--names", "names.yaml", "photos", *more]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-
-
-def records(out: Path) -> int:
-    """Bytes of what the workers have found so far."""
-    return sum(path.stat().st_size for path in (out / "shards").glob("0*") if path.suffix != ".done")
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_no_image_is_lost_or_labelled_twice(place):
-    (place / "photos").rename(place / "few")
-    write_images(place / "photos", 60)
-    arguments = [*SMALL, "--names", "names.yaml", "photos", "--out", "killed", "--to", "jsonl", "--shard-size", "8"]
+def killed_six_times(arguments: list[str], out: Path) -> None:
+    """Start the command and kill it as soon as it has found more than before."""
     log = []
     for _ in range(6):
-        before, patience = records(place / "killed"), time.monotonic() + 60
+        before, patience = records(out), time.monotonic() + 60
         process = multiprocessing.get_context("fork").Process(target=command_line.main, args=(["label", *arguments],))
         process.start()
-        while process.is_alive() and records(place / "killed") <= before + 2000 and time.monotonic() < patience:
+        while process.is_alive() and records(out) <= before + 2000 and time.monotonic() < patience:
             time.sleep(0.001)
         process.kill()
         process.join()
-        log.append((process.exitcode, records(place / "killed")))
+        log.append((process.exitcode, records(out)))
     print("exit code and bytes of records after each kill:", log)
-    assert {code for code, _ in log} == {-signal.SIGKILL} and not (place / "killed" / "labels.jsonl").exists()
-    assert command_line.main(["label", *arguments]) == 0
-    assert run("photos", "--out", "whole", "--to", "jsonl") == 0
+    assert {code for code, _ in log} == {-signal.SIGKILL} and not (out / "labels.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", ["photos", "film.mp4"])
+def test_killed_again_and_again_no_image_is_lost_or_labelled_twice(place, images):
+    (place / "photos").rename(place / "few")
+    if images == "photos":
+        write_images(place / "photos", 60)
+    else:
+        write_film(place / "film.mp4", 120)
+    source = [images, "--every", "2"] if images == "film.mp4" else [images]
+    arguments = [*SMALL, "--names", "names.yaml", *source, "--to", "jsonl"]
+    killed_six_times([*arguments, "--out", "killed", "--shard-size", "16"], place / "killed")
+    assert command_line.main(["label", *arguments, "--out", "killed", "--shard-size", "16"]) == 0
+    assert command_line.main(["label", *arguments, "--out", "whole"]) == 0
     assert (place / "killed/labels.jsonl").read_bytes() == (place / "whole/labels.jsonl").read_bytes()
     files = [path for path in (place / "killed/shards").iterdir() if path.suffix != ".done"]
     positions = sorted(record.position for path in files for record in read_records(path))
     assert positions == list(range(60))  # no image was labelled twice
+    found = rows(place / "killed/labels.jsonl")
+    assert len({str(row["detections"]) for row in found}) > 10  # they are not all of one image
+    if images == "film.mp4":
+        assert [row["frame"] for row in found] == list(range(0, 120, 2))
 
 
 @pytest.mark.slow
@@ -266,25 +251,6 @@ def test_two_ranks_of_torchrun_of_which_one_is_killed_and_restarted(place):
     subprocess.run(command("--out", "whole", "--to", "jsonl"), env=environment(), check=True)
     assert (place / "ranks/labels.jsonl").read_bytes() == (place / "whole/labels.jsonl").read_bytes()
     assert len(owners) == 2
-
-
-@pytest.mark.slow
-def test_ray_labels_as_one_process_does(place):
-    pytest.importorskip("ray.data")
-    subprocess.run(
-        command("--out", "ray", "--to", "jsonl", "--shard-size", "2", "--ray", "local"), env=environment(), check=True
-    )
-    subprocess.run(command("--out", "whole", "--to", "jsonl"), env=environment(), check=True)
-    assert (place / "ray/labels.jsonl").read_bytes() == (place / "whole/labels.jsonl").read_bytes()
-
-
-def test_the_arguments_of_a_job_do_not_depend_on_the_folder_that_it_runs_in(place):
-    from groundingdino.cli.label_ray import everywhere
-
-    images = ("photos", "s3://bucket/photos")
-    arguments = label.Arguments(images, names="names.yaml", out=Path("out"), ray="auto")
-    assert everywhere(arguments).images == (str(place / "photos"), "s3://bucket/photos")
-    assert everywhere(arguments).names == str(place / "names.yaml") and everywhere(arguments).out == place / "out"
 
 
 def test_the_tracking_example_of_the_page_runs(place, capsys):
@@ -359,14 +325,7 @@ def test_a_store_that_does_not_answer_ends_the_run_which_goes_on_later(place, st
 
 
 def test_a_video_is_labelled_by_frames_and_one_that_is_none_ends_in_one_line(place, capfd):
-    av = pytest.importorskip("av")
-    with av.open("film.mp4", "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(11):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * number, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    write_film(place / "film.mp4", 11)
     assert run("film.mp4", "--every", "5", "--out", "out", "--to", "jsonl") == 0
     assert [row["frame"] for row in rows(place / "out" / "labels.jsonl")] == [0, 5, 10]
     (place / "cut.mp4").write_bytes((place / "film.mp4").read_bytes()[:600])

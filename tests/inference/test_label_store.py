@@ -9,7 +9,7 @@ import pytest
 
 from groundingdino.inference import label_store
 from groundingdino.inference.image_source import ImageRef
-from groundingdino.inference.label_store import LabelRun, Record, read_records
+from groundingdino.inference.label_store import Collector, LabelRun, Record, read_records
 
 ASKED = {"prompts": ["cat"], "least score": 0.05}
 
@@ -133,3 +133,25 @@ def test_the_records_of_a_shard_are_on_the_disk_before_it_is_called_done(tmp_pat
     shard.claim.append(Record(0, 8, 8))
     run.finish(shard)
     assert flushed[0] == (shard.claim.path.stat().st_ino, False) and run.is_done(0)
+
+
+def test_records_that_others_found_are_collected_once_in_any_order(tmp_path):
+    run = begin(tmp_path)
+    collector = Collector(run)
+    order = [9, 0, 5, 1, 1, 8, 2, 9]
+    assert [collector.add(Record(position, 8, 8)) for position in order] == [True] * 4 + [False, True, True, False]
+    assert [run.is_done(number) for number in range(3)] == [False, False, True]
+    again = LabelRun(tmp_path)  # of another process, which the first has left shards to
+    assert [[position for position, _ in again.waiting(number)] for number in range(3)] == [[3], [4, 6, 7], []]
+    collector = Collector(again)
+    assert all(collector.add(Record(position, 8, 8)) for position in (7, 6, 4, 3))
+    assert everything(again) == [(f"{n}.png", n) for n in range(10)] and again.done_images() == 10
+
+
+def test_records_of_a_shard_that_another_process_works_on_are_left_to_it(tmp_path, monkeypatch):
+    other = begin(tmp_path)
+    shard = next(other.claimed([1]))
+    monkeypatch.setattr(os, "getpid", lambda: os.getppid())  # another process of this host, which lives
+    collector = Collector(begin(tmp_path))
+    assert not collector.add(Record(5, 8, 8)) and collector.add(Record(0, 8, 8))
+    assert not list(read_records(shard.claim.path))
