@@ -1,6 +1,6 @@
 """AdamW, its learning-rate groups, clipping and the schedule: mmdet's RefCOCO recipe by default.
 
-No function here reads a value back from the device.
+No function here reads a value back from the device, but `finite_step` where a device leaves it no choice.
 """
 
 import math
