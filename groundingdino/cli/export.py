@@ -3,6 +3,7 @@
     groundingdino export model.safetensors out/ --size 800 1333
     groundingdino export model.safetensors out/ --images photo.jpg --caption "a cat. remote control."
     groundingdino export model.safetensors out/ --categories names.txt
+    groundingdino export model.safetensors out/ --dynamic          for images of any size
     groundingdino export model.safetensors out/ --to atc           for Ascend's ATC, on a machine with CANN
 
 The folder gets model.onnx (or, with --halves, three graphs), tokenizer.json and example.py, which runs them without
@@ -44,6 +45,8 @@ class Arguments:
     """three graphs: image.onnx once for each image, text.onnx once for each caption, detect.onnx for each pair"""
     size: tuple[int, int] = (800, 1333)
     """height and width of the image that the graph takes; a smaller one is padded with zeros"""
+    dynamic: bool = False
+    """any height and width from 65 pixels; --size is then what a landscape image is fitted into to compare on it"""
     opset: int = 20
     """version of ONNX's operators; 20 or later"""
     fp16: bool = False
@@ -75,12 +78,13 @@ def export_model(arguments: Arguments) -> int:
     from groundingdino.inputs.images import open_image
     from groundingdino.runtime.files import atomic_folder, write_text
 
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):  # they tell of every operator that they leave as it is
+    # They tell of every operator that they leave as it is, and of every size that they cannot compare.
+    for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     pictures = [open_image(path) for path in arguments.images] or [_scene()]
     model = load_detector(checkpoint).eval()
     forms = export.halves(model) if arguments.halves else {"model.onnx": _form(arguments, model)}
-    options = export.Options(arguments.size, arguments.opset, arguments.fp16)
+    options = export.Options(arguments.size, arguments.opset, arguments.fp16, arguments.dynamic)
     text = export.encode_caption(arguments.caption)
     given = [(export.fitted_image(picture, options), text) for picture in pictures]
     with atomic_folder(arguments.folder) as folder:

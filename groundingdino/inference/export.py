@@ -5,7 +5,8 @@
 
 The graph is torch.export's: deformable attention becomes GridSample and window attention plain matmuls, so every
 operator is ONNX's own. A graph of a fixed size takes smaller images too, padded with zeros on the right and at the
-bottom: it finds the padding by itself. One image a call. `export_check` says how far a written graph is from the model.
+bottom: it finds the padding by itself. A dynamic graph takes any size. One image a call.
+`export_check` says how far a written graph is from the model.
 
 Axes: B = 1 image, H/W pixels, L levels, T text tokens, D width, Q queries, C categories.
 """
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from groundingdino.inference.postprocess import category_scores
 from groundingdino.inference.prompts import ResolvedPrompt
-from groundingdino.inputs.images import DEFAULT_SCALE, normalize, to_tensor
+from groundingdino.inputs.images import DEFAULT_SCALE, collate_images, normalize, resize_for_inference, to_tensor
 from groundingdino.inputs.text import collate_text, default_tokenizer, finish_caption
 from groundingdino.model.backbone import WindowAttention
 from groundingdino.model.detector import GroundingDINO
@@ -34,6 +35,7 @@ from groundingdino.ops.window_attention import Windows
 from groundingdino.structures import ImageBatch, TextBatch
 
 TOKENIZER_FILE, EXAMPLE_FILE = "tokenizer.json", "example.py"
+SIDES = (65, 8192)  # pixels of a dynamic graph's image; its smallest map is then two pixels or more
 Size = tuple[int, int]  # (height, width)
 Values = dict[str, Tensor]  # by the names of inputs and outputs
 
@@ -42,9 +44,10 @@ Values = dict[str, Tensor]  # by the names of inputs and outputs
 class Options:
     """How a graph is written."""
 
-    size: Size = DEFAULT_SCALE  # of the image that it takes
+    size: Size = DEFAULT_SCALE  # of the image that it takes; if dynamic, what a landscape image is fitted into
     opset: int = 20
     fp16: bool = False  # weights and arithmetic in half precision; inputs and outputs stay float32
+    dynamic: bool = False  # any height and width
 
 
 class Form(nn.Module):
@@ -200,9 +203,12 @@ class DetectHalf(Form):
 
     def forward(
         self, text_features: Tensor, position_ids: Tensor, attends: Tensor, valid: Tensor, image_valid: Tensor,
-        *levels: Tensor,
+        level_0: Tensor, level_1: Tensor | None = None, level_2: Tensor | None = None, level_3: Tensor | None = None,
+        level_4: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Logits (1, Q, T) before the sigmoid and boxes (1, Q, 4), cxcywh in [0, 1] of the unpadded image."""
+        # One by one: a loaded program of torch 2.9 cannot check the sizes of what came as *levels.
+        levels = [level for level in (level_0, level_1, level_2, level_3, level_4) if level is not None]
         images = ImageBatch(image_valid[:, None], image_valid, ((0, 0),) * len(image_valid))
         tokens = flatten_levels([level.to(self.dtype) for level in levels], self.model.level_embedding, images)
         text = TextBatch(position_ids, position_ids, attends, valid)  # the token numbers have had their use
@@ -234,7 +240,12 @@ def encode_caption(caption: str) -> TextBatch:
 
 
 def fitted_image(image: Image.Image, options: Options) -> ImageBatch:
-    """The image, its proportions kept, fitted into the size and padded with zeros as the graph needs it."""
+    """The image, its proportions kept, fitted into the size and padded with zeros as the graph needs it.
+
+    For a dynamic graph it is resized as the predictor does it, and not padded.
+    """
+    if options.dynamic:
+        return collate_images([resize_for_inference(image, (min(options.size), max(options.size))).pixels])
     ratio = min(options.size[0] / image.height, options.size[1] / image.width)
     width, height = max(int(image.width * ratio), 1), max(int(image.height * ratio), 1)
     size = options.size
@@ -244,23 +255,23 @@ def fitted_image(image: Image.Image, options: Options) -> ImageBatch:
     return ImageBatch(pixels, valid, ((height, width),))
 
 
-def _free_axes(form: Form, name: str) -> dict[int, Any]:
+def _free_axes(form: Form, name: str, dynamic: bool) -> dict[int, Any]:
     """Axes of an input whose size is not fixed, with their ranges."""
     if name in ("pixels", "img", "image_valid", *level_names(form.model)):
-        return {}
+        side = torch.export.Dim.DYNAMIC if name in level_names(form.model) else torch.export.Dim.DYNAMIC(*SIDES)
+        first = 1 if name == "image_valid" else 2
+        return {first: side, first + 1: side} if dynamic else {}
     tokens = torch.export.Dim("tokens", min=3, max=form.model.config.max_tokens)
     return {1: tokens, 2: tokens} if name in ("attends", "text_token_mask") else {1: tokens}
 
 
-def export_program(form: Form, values: Values) -> torch.export.ExportedProgram:
-    """The form as a graph of aten operators, for images of one size and any number of text tokens.
+def export_program(form: Form, values: Values, dynamic: bool = False) -> torch.export.ExportedProgram:
+    """The form as a graph of aten operators, for images of one size or, if dynamic, any, and any number of text tokens.
 
     `values` are inputs to trace it with. The form's parameters no longer require gradients.
     """
     arguments = tuple(values[name] for name in form.inputs)
-    shapes: Any = tuple(_free_axes(form, name) for name in form.inputs)
-    if isinstance(form, DetectHalf):  # its last argument is a tuple
-        shapes = (*shapes[:5], shapes[5:])
+    shapes: Any = tuple(_free_axes(form, name, dynamic) for name in form.inputs)
     for module in form.modules():
         if isinstance(module, WindowAttention):
             module.position_bias()  # what it keeps for later calls must not come from the trace
@@ -287,9 +298,10 @@ def _write_graph(form: Form, values: Values, file: Path, options: Options) -> No
     import onnx
 
     program = torch.onnx.export(
-        export_program(form, values).run_decompositions({
+        export_program(form, values, options.dynamic).run_decompositions({
             torch.ops.groundingdino.ms_deform_attn.default: _deformable_attention,
             torch.ops.groundingdino.window_attention.default: _window_attention,
+            torch.ops.aten.remainder.Scalar: _remainder,
         }),
         dynamo=True,
         opset_version=options.opset,
@@ -314,9 +326,13 @@ def _window_attention(
     return window_attention_reference(qkv, padding, bias, Windows(token, place, mask))
 
 
+def _remainder(x: Tensor, divisor: int) -> Tensor:
+    return x - x // divisor * divisor  # onnxscript's own takes no divisor that only the image's size tells
+
+
 def _metadata(form: Form, options: Options) -> dict[str, str]:
     facts: dict[str, Any] = {"model": form.model.config.name, "fp16": options.fp16}
-    facts |= {"size": options.size}
+    facts |= {"size": options.size, "dynamic": options.dynamic}
     if isinstance(form, CategoryForm):
         facts |= {"names": form.names, "thresholds": form.thresholds}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}

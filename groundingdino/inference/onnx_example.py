@@ -16,12 +16,17 @@ FOLDER = Path(__file__).parent
 GRAPHS = ("model", "image", "text", "detect")  # one, or three that run in this order
 
 
-def pixels_of(image: Image.Image, size: list[int]) -> np.ndarray:
-    """(1, 3, H, W): the image fitted into (height, width), normalised, and padded to it with zeros."""
+def pixels_of(image: Image.Image, size: list[int], dynamic: bool = False) -> np.ndarray:
+    """(1, 3, H, W): the image fitted into (height, width), normalised, and padded to it with zeros.
+
+    A dynamic graph takes images of any size, so a tall one is fitted into a tall frame, and none is padded.
+    """
+    if dynamic:
+        size = sorted(size, reverse=image.height > image.width)
     ratio = min(size[0] / image.height, size[1] / image.width)
     width, height = max(int(image.width * ratio), 1), max(int(image.height * ratio), 1)
     rgb = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    pixels = np.zeros((1, 3, *size), np.float32)
+    pixels = np.zeros((1, 3, height, width) if dynamic else (1, 3, *size), np.float32)
     normalized = (rgb - (123.675, 116.28, 103.53)) / (58.395, 57.12, 57.375)
     pixels[0, :, :height, :width] = normalized.transpose(2, 0, 1)
     return pixels
@@ -51,7 +56,7 @@ def detect(image: Image.Image, caption: str = "", threshold: float = 0.3) -> lis
     sessions = [onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files]
     facts = sessions[0].get_modelmeta().custom_metadata_map
     values, tokens = text_of(caption)
-    values["pixels"] = pixels_of(image, json.loads(facts["size"]))
+    values["pixels"] = pixels_of(image, json.loads(facts["size"]), json.loads(facts["dynamic"]))
     for session in sessions:
         found = session.run(None, {given.name: values[given.name] for given in session.get_inputs()})
         values |= {output.name: array for output, array in zip(session.get_outputs(), found, strict=True)}

@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al. 2021) from timm's parts, computing what mmdet's `backbones/swin.py` computes.
+"""Swin Transformer (Liu et al. 2021), computing what mmdet's `backbones/swin.py` computes.
 
 Two places differ from timm's own model, and matter to released weights: mmdet pads a map to whole windows *before* it
 rolls it (timm rolls first), and it never shrinks a window or drops a shift where the map is smaller than a window.
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from timm.layers import PatchEmbed, trunc_normal_
-from timm.models.swin_transformer import PatchMerging, get_relative_position_index
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor, nn
 
 from groundingdino.config import BackboneConfig
@@ -20,7 +21,13 @@ from groundingdino.model.attention import FeedForward
 from groundingdino.model.stochastic_depth import DropPath, residual_branch, sample_drop_path
 from groundingdino.ops import Linear, Windows, window_attention
 
+PATCH = 4  # pixels a side
 MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
+
+
+def ceil_div(size: int, part: int) -> int:
+    """How many parts cover the size. Written so that torch.export can reason about sizes that it does not know."""
+    return (size + part - 1) // part
 
 
 @cache
@@ -34,7 +41,7 @@ def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) 
 
     Worked out once on token numbers instead of in every block on features.
     """
-    down, across = (height + window - 1) // window, (width + window - 1) // window  # windows in a column, in a row
+    down, across = ceil_div(height, window), ceil_div(width, window)  # windows in a column, and in a row
 
     def partition(padded: Tensor) -> Tensor:
         return padded.view(down, window, across, window).transpose(1, 2).reshape(down * across, window**2)
@@ -113,6 +120,38 @@ class SwinBlock(nn.Module):
         return residual_branch(x, (self.norm2, self.mlp), drop_path[1], recompute)
 
 
+class PatchEmbedding(nn.Module):
+    """Patches of 4x4 pixels as normalised features; at the right and the bottom they are filled up with zeros."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, PATCH, stride=PATCH)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / 4, W / 4, C), rounded up."""
+        height, width = pixels.shape[2:]
+        missing = (0, PATCH * ceil_div(width, PATCH) - width, 0, PATCH * ceil_div(height, PATCH) - height)
+        return self.norm(self.proj(F.pad(pixels, missing)).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Half the resolution: four neighbours become one token of twice the channels. An odd side gets zeros."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C), rounded up."""
+        height, width = x.shape[1:3]
+        down, across = ceil_div(height, 2), ceil_div(width, 2)
+        x = F.pad(x, (0, 0, 0, 2 * across - width, 0, 2 * down - height))
+        x = x.unflatten(2, (across, 2)).unflatten(1, (down, 2))  # (B, H / 2, 2, W / 2, 2, C)
+        return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
 class SwinStage(nn.Module):
     """Blocks of one resolution, plain and shifted in turn, and the merging into the next.
 
@@ -150,10 +189,7 @@ class SwinBackbone(nn.Module):
         self.drop_path_rate = config.drop_path_rate
         self.depths = config.depths
         self.out_stages = config.out_stages
-        self.patch_embed = PatchEmbed(
-            img_size=None, patch_size=4, embed_dim=config.embed_dim, norm_layer=nn.LayerNorm,
-            output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True,
-        )  # fmt: skip
+        self.patch_embed = PatchEmbedding(config.embed_dim)
         self.stages = nn.ModuleList(SwinStage(config, number) for number in range(len(config.depths)))
         self.channels = tuple(config.embed_dim * 2**i for i in config.out_stages)
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(config.embed_dim * 2**i) for i in config.out_stages})

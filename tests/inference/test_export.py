@@ -21,6 +21,7 @@ from groundingdino.inference.atc import atc_problems
 from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.prompts import Categories, resolve
 from groundingdino.inputs.text import collate_text, default_tokenizer
+from groundingdino.structures import ImageBatch
 
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")
@@ -121,6 +122,8 @@ def test_x_anylabeling_finds_the_inputs_that_it_feeds_and_its_settings(checkpoin
     assert [entry.name for entry in session.get_inputs()] == named
     assert [entry.name for entry in session.get_outputs()] == ["logits", "boxes"]
     settings = dict(line.split(": ") for line in (folder / "x-anylabeling.yaml").read_text().splitlines())
+    required = "type name display_name model_type model_path input_width input_height box_threshold text_threshold"
+    assert list(settings) == required.split()  # of X-AnyLabeling's Grounding_DINO.Meta
     assert settings["type"] == "grounding_dino"
     assert (settings["input_height"], settings["input_width"]) == (str(HEIGHT), str(WIDTH))
 
@@ -194,34 +197,66 @@ def test_the_model_decodes_the_proposals_that_it_is_given(photos):
     assert not np.array_equal(other.boxes, own.boxes) and less > 0
 
 
+@pytest.fixture(scope="module")
+def dynamic_halves(checkpoint, photos, tmp_path_factory):
+    """A folder with three graphs for any size, and the exported programs that they were made of."""
+    folder, programs = tmp_path_factory.mktemp("onnx") / "halves", {}
+    program_of = export.export_program
+
+    def keep(form, values, dynamic):
+        programs[type(form)] = program_of(form, values, dynamic)
+        return programs[type(form)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_program", keep)
+        return exported(folder, checkpoint, photos, "--halves", "--dynamic"), programs
+
+
+def inputs_of_another_size(size, caption):
+    pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    images = ImageBatch(pixels, torch.ones(1, *size, dtype=torch.bool), (size,))
+    return images, export.encode_caption(caption)
+
+
+OTHER_SIZES = [((70, 201), "a dog"), ((160, 97), "the tall tower, lit from behind. " * 4)]
+
+
 @pytest.mark.slow
-def test_three_graphs_answer_as_the_model(checkpoint, photos, tmp_path, monkeypatch):
-    folder = exported(tmp_path / "out", checkpoint, photos, "--halves")
+def test_three_graphs_answer_as_the_model_for_any_size_and_caption(dynamic_halves, photos, monkeypatch):
+    folder, _ = dynamic_halves
+    model = random_model(SMALL)
+    graphs, whole = export_check.Graphs(export.halves(model), folder), export_check.Model(export.TextForm(model))
+    for size, caption in OTHER_SIZES:
+        given = inputs_of_another_size(size, caption)
+        parity = whole.parity(graphs.answer(*given), *given)
+        assert parity.within and parity.same_detections == export_check.BEST, (size, parity)
     monkeypatch.setattr(onnx_example, "FOLDER", folder)
-    image, form = Image.open(photos[0]).convert("RGB"), export.TextForm(random_model(SMALL))
-    given = fitted(photos[0]), export.encode_caption("a cat")
-    chances = torch.from_numpy(export_check.Model(form).answer(*given).scores).sigmoid()
-    (best, *_) = onnx_example.detect(image, "a cat.", threshold=0.0)
-    assert best[1] == pytest.approx(chances[:, 1:3].mean(dim=1).max().item(), abs=1e-4)
+    image = Image.open(photos[1]).convert("RGB")  # a tall one
+    found = onnx_example.detect(image, "a cat.", threshold=0.0)
+    assert len(found) == SMALL.num_queries
+    given = export.fitted_image(image, export.Options((HEIGHT, WIDTH), dynamic=True)), export.encode_caption("a cat")
+    chances = torch.from_numpy(whole.answer(*given).scores).sigmoid()
+    assert given[0].pixels.shape[2:] == onnx_example.pixels_of(image, [HEIGHT, WIDTH], dynamic=True).shape[2:]
+    assert found[0][1] == pytest.approx(chances[:, 1:3].mean(dim=1).max().item(), abs=1e-4)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_exported_programs_of_the_halves_answer_as_the_model_once_loaded_again(photos, tmp_path):
+def test_exported_programs_of_the_halves_answer_as_the_model_once_loaded_again(dynamic_halves, tmp_path):
+    _, programs = dynamic_halves
     model = random_model(SMALL)
-    first, other = (
-        export.first_values(fitted(photos[0]).pixels, export.encode_caption(caption))
-        for caption in ("a cat. remote control.", "a dog")
-    )
-    expected = [export.TextForm(model)(*(values[name] for name in export.TextForm.inputs)) for values in (first, other)]
+    parts = {}
     for part in export.halves(model).values():
-        torch.export.save(export.export_program(part, first), tmp_path / "part.pt2")
-        loaded = torch.export.load(tmp_path / "part.pt2").module()
-        for values in (first, other):
+        torch.export.save(programs[type(part)], tmp_path / "part.pt2")
+        parts[part] = torch.export.load(tmp_path / "part.pt2").module()
+    for size, caption in OTHER_SIZES:
+        images, text = inputs_of_another_size(size, caption)
+        values = export.first_values(images.pixels, text)
+        for part, loaded in parts.items():
             values.update(zip(part.outputs, loaded(*(values[name] for name in part.inputs)), strict=True))
-    for values, (logits, boxes) in zip((first, other), expected, strict=True):
-        torch.testing.assert_close(values["logits"], logits, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(values["boxes"], boxes, atol=1e-4, rtol=1e-4)
+        prediction = model(images, text).layers[-1]
+        torch.testing.assert_close(values["logits"], prediction.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values["boxes"], prediction.boxes, atol=1e-4, rtol=1e-4)
 
 
 def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are_refused(photos):
