@@ -70,6 +70,8 @@ def export_model(arguments: Arguments) -> int:
     chosen = [name for name, asked in zip(options_asked, wanted, strict=True) if asked]
     if arguments.to == "atc" and arguments.fp16:
         raise ValueError("--to atc and --fp16 exclude each other: ATC itself chooses the precision")
+    if arguments.to == "atc" and arguments.dynamic:
+        raise ValueError("--to atc and --dynamic exclude each other: ATC compiles for one size")
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other: export twice")
 
@@ -150,8 +152,8 @@ def _line(parity: "export_check.Parity") -> str:
     )
     return (
         f"largest difference {parity.scores:.1e} (logits or scores), {parity.boxes:.1e} (boxes); "
-        f"{parity.rows - parity.rows_apart} of {parity.rows} rows equal with the graph's proposals{others}, "
-        f"which score {parity.selection:.0e} less at the most; {parity.same_detections} of the {BEST} "
+        f"{parity.rows - parity.rows_apart} of {parity.rows} rows equal with the graph's proposals{others} "
+        f"{parity.selection:.0e} less at the most; {parity.same_detections} of the {BEST} "
         f"best detections the same; onnxruntime {parity.seconds:.2f} s, torch {parity.seconds_here:.2f} s"
     )
 

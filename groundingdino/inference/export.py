@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from PIL import Image
 from torch import Tensor, nn
 
@@ -275,7 +276,13 @@ def export_program(form: Form, values: Values, dynamic: bool = False) -> torch.e
     for module in form.modules():
         if isinstance(module, WindowAttention):
             module.position_bias()  # what it keeps for later calls must not come from the trace
-    return torch.export.export(form.requires_grad_(False), arguments, dynamic_shapes=shapes, strict=False)
+    with _any_size():
+        return torch.export.export(form.requires_grad_(False), arguments, dynamic_shapes=shapes, strict=False)
+
+
+def _any_size() -> Any:
+    """A context in which a map that happens to be one window wide does not make a graph for such maps alone."""
+    return torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def write_onnx(forms: Mapping[str, Form], folder: Path, options: Options) -> None:
@@ -297,18 +304,19 @@ def write_onnx(forms: Mapping[str, Form], folder: Path, options: Options) -> Non
 def _write_graph(form: Form, values: Values, file: Path, options: Options) -> None:
     import onnx
 
-    program = torch.onnx.export(
-        export_program(form, values, options.dynamic).run_decompositions({
+    with _any_size():
+        operators = export_program(form, values, options.dynamic).run_decompositions({
             torch.ops.groundingdino.ms_deform_attn.default: _deformable_attention,
             torch.ops.groundingdino.window_attention.default: _window_attention,
-            torch.ops.aten.remainder.Scalar: _remainder,
-        }),
-        dynamo=True,
-        opset_version=options.opset,
-        input_names=list(form.inputs),
-        output_names=list(form.outputs),
-        verbose=False,
-    )  # fmt: skip
+        })  # fmt: skip
+        program = torch.onnx.export(
+            operators,
+            dynamo=True,
+            opset_version=options.opset,
+            input_names=list(form.inputs),
+            output_names=list(form.outputs),
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props.update(_metadata(form, options))
     program.save(file)
@@ -324,10 +332,6 @@ def _window_attention(
     qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> Tensor:
     return window_attention_reference(qkv, padding, bias, Windows(token, place, mask))
-
-
-def _remainder(x: Tensor, divisor: int) -> Tensor:
-    return x - x // divisor * divisor  # onnxscript's own takes no divisor that only the image's size tells
 
 
 def _metadata(form: Form, options: Options) -> dict[str, str]:

@@ -43,14 +43,11 @@ def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) 
     """
     down, across = ceil_div(height, window), ceil_div(width, window)  # windows in a column, and in a row
 
-    def partition(padded: Tensor) -> Tensor:
-        return padded.view(down, window, across, window).transpose(1, 2).reshape(down * across, window**2)
-
-    # The token at each place of each window: the padded map is rolled
-    row = torch.arange(down * window, device=like.device).roll(-shift)
-    column = torch.arange(across * window, device=like.device).roll(-shift)
-    real = (row < height)[:, None] & (column < width)
-    token = partition(torch.where(real, row[:, None] * width + column, height * width))
+    # The token at each place (down, across, window, window) of the windows: the padded map is rolled
+    row = torch.arange(down * window, device=like.device).roll(-shift).view(down, 1, window, 1)
+    column = torch.arange(across * window, device=like.device).roll(-shift).view(across, 1, window)
+    real = (row < height) & (column < width)
+    token = torch.where(real, row * width + column, height * width).view(-1, window**2)
 
     # The place of each token; the last is the padding's
     places = torch.arange(down * across * window**2, device=like.device)
@@ -59,7 +56,7 @@ def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) 
     # Tokens of a window that were no neighbours before the roll do not look at each other: those from beyond an edge
     mask = None
     if shift:
-        region = partition(2 * (row < shift)[:, None] + (column < shift))
+        region = (2 * (row < shift) + (column < shift)).view(-1, window**2)
         mask = ((region[:, None, :] != region[:, :, None]) * MASKED).to(like.dtype)  # (windows, N, N)
     return Windows(token, place, mask)
 

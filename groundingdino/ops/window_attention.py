@@ -101,7 +101,7 @@ def _npu_fusion_attention(parts: Tensor, bias: Tensor) -> Tensor:
 
 def _for_each_window(parts: Tensor, bias: Tensor) -> Tensor:
     """(1 or B * W, M, N, N)."""
-    return bias[None] if bias.dim() == 3 else bias.repeat(parts.shape[1] // len(bias), 1, 1, 1)
+    return bias[None] if bias.dim() == 3 else bias.repeat(parts.shape[1] // bias.shape[0], 1, 1, 1)
 
 
 FORMULATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

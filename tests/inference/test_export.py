@@ -218,7 +218,14 @@ def inputs_of_another_size(size, caption):
     return images, export.encode_caption(caption)
 
 
-OTHER_SIZES = [((70, 201), "a dog"), ((160, 97), "the tall tower, lit from behind. " * 4)]
+# Odd ones, one whose last maps are smaller than a window, and one around whole windows.
+OTHER_SIZES = [
+    ((70, 201), "a dog"),
+    ((160, 97), "the tall tower, lit from behind. " * 4),
+    ((65, 65), "cat. " * 60),
+    ((66, 300), "a"),
+    ((225, 224), "a cat. remote control."),
+]
 
 
 @pytest.mark.slow
@@ -307,6 +314,7 @@ def test_names_that_need_two_captions_are_refused_with_the_number_that_fits():
         (("--opset", "17"), "opset 17: 20 is the first"),
         (("--form", "x-anylabeling", "--categories", "names.txt"), "exclude each other"),
         (("--halves", "--categories", "names.txt"), "exclude each other"),
+        (("--to", "atc", "--dynamic"), "ATC compiles for one size"),
         (("--images", "gone.jpg"), "gone.jpg: no such file"),
     ],
 )
