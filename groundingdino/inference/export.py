@@ -23,7 +23,8 @@ import torch.fx.experimental._config
 from PIL import Image
 from torch import Tensor, nn
 
-from groundingdino.inference.postprocess import category_scores
+from groundingdino import boxes as box_ops
+from groundingdino.inference.postprocess import SAME_OBJECT, category_scores
 from groundingdino.inference.prompts import ResolvedPrompt
 from groundingdino.inputs.images import DEFAULT_SCALE, collate_images, normalize, resize_for_inference, to_tensor
 from groundingdino.inputs.text import collate_text, default_tokenizer, finish_caption
@@ -108,16 +109,18 @@ class XAnyLabelingForm(TextForm):
 class CategoryForm(Form):
     """An image in; boxes and one score for each name out. The text is part of the graph, the text encoder is not.
 
-    A name with several prompts has the score of the best of them.
+    A name with several prompts has the score of the best of them; 0 where a negative of it has a better box of the
+    same object, as in `postprocess.fold`.
 
     Raises:
-        ValueError: if the names do not fit into one caption, or have negatives.
+        ValueError: if the names, with all their prompts and negatives, do not fit into one caption.
     """
 
     inputs = ("pixels",)
     outputs = ("scores", "boxes")
     tokens: Tensor  # (1, T, D) of the text encoder
     positive_map: Tensor  # (C * P, T) bool, for each name its prompts, the last one repeated up to P
+    negative_map: Tensor  # (N, T) bool, the negatives of each of `rivals` one after another
     token_ids: Tensor
     position_ids: Tensor
     attends: Tensor
@@ -131,16 +134,20 @@ class CategoryForm(Form):
                 f"{len(prompt.names)} names need {len(prompt.chunks)} captions, and an exported graph has one: export "
                 f"the first {first} and the others apart"
             )
-        if prompt.vocabulary is not None and prompt.vocabulary.roles.rivals:
-            name = prompt.names[prompt.vocabulary.roles.rivals[0][0]]
-            raise ValueError(f"{name!r} has negatives, which a graph does not know: leave them out")
         self.names = prompt.names
+        self.rivals = () if prompt.vocabulary is None else prompt.vocabulary.roles.rivals
         self.thresholds = None if prompt.vocabulary is None else prompt.vocabulary.thresholds
         (chunk,) = prompt.chunks
         text = collate_text([chunk.caption], model.config.max_tokens)
         with torch.no_grad():
             tokens = chunk.with_learned(model.encode_text(text)[0], model.config.name)[None]
-        fixed = vars(text) | {"tokens": tokens, "positive_map": _prompts_by_name(prompt)}
+        assert chunk.positive_map is not None  # a list of names has one
+        negatives = chunk.positive_map[[text for _, texts in self.rivals for text in texts]]
+        fixed = vars(text) | {
+            "tokens": tokens,
+            "positive_map": _prompts_by_name(prompt, chunk.positive_map),
+            "negative_map": negatives,
+        }
         for name, tensor in fixed.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -152,14 +159,24 @@ class CategoryForm(Form):
         """Forward's outputs for one image, padded by a size that is known; for the names, whatever the text."""
         own = TextBatch(self.token_ids, self.position_ids, self.attends, self.valid)
         prediction = self.model.detect(self.model.encode_image(images), self.tokens, own).layers[-1]
-        scores = category_scores(prediction.logits.float(), self.positive_map)  # (1, Q, C * P)
-        return scores.unflatten(-1, (len(self.names), -1)).amax(-1), prediction.boxes.float()
+        logits, boxes = prediction.logits.float(), prediction.boxes.float()
+        scores = category_scores(logits, self.positive_map).unflatten(-1, (len(self.names), -1)).amax(-1)
+        return (self._suppressed(scores, logits, boxes) if self.rivals else scores), boxes
+
+    def _suppressed(self, scores: Tensor, logits: Tensor, boxes: Tensor) -> Tensor:
+        """The scores, 0 where a negative of the name has a better box of the same object."""
+        corners = box_ops.cxcywh_to_xyxy(boxes)
+        same = box_ops.iou(corners[:, :, None], corners[:, None], 1e-12) > SAME_OBJECT  # (1, Q, Q)
+        columns = list(scores.unbind(-1))
+        each = category_scores(logits, self.negative_map).split([len(texts) for _, texts in self.rivals], dim=-1)
+        for (name, _), negatives in zip(self.rivals, each, strict=True):
+            best = (same * negatives.amax(-1)[:, None]).amax(-1)  # (1, Q): of the boxes of each query's object
+            columns[name] = columns[name] * (best <= columns[name])
+        return torch.stack(columns, dim=-1)
 
 
-def _prompts_by_name(prompt: ResolvedPrompt) -> Tensor:
+def _prompts_by_name(prompt: ResolvedPrompt, positive_map: Tensor) -> Tensor:
     """(C * P, T): what `CategoryForm` keeps as its positive map."""
-    positive_map = prompt.chunks[0].positive_map
-    assert positive_map is not None  # a list of names has one
     owners = range(len(prompt.names)) if prompt.vocabulary is None else prompt.vocabulary.roles.owners
     rows = [[row for row, owner in enumerate(owners) if owner == name] for name in range(len(prompt.names))]
     most = max(map(len, rows))

@@ -19,7 +19,7 @@ from groundingdino.inference.predictor import DetectionFilter, Predictor
 from groundingdino.inference.prompts import Categories, Phrases, Referring, Spans
 from groundingdino.inference.results import to_json
 from groundingdino.inference.visualize import draw_detections
-from groundingdino.inference.vocabulary import Name, Vocabulary
+from groundingdino.inference.vocabulary import Name, Vocabulary, read_vocabulary
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -86,9 +86,16 @@ def test_without_gradio_the_error_says_what_to_install(predictor, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def address(predictor, photo):
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("names") / "names.yaml"
+    path.write_text("- {name: hat, prompts: [helmet, cap], negatives: [flag], threshold: 0.1}\n- woman\n")
+    return read_vocabulary(path)
+
+
+@pytest.fixture(scope="module")
+def address(predictor, photo, vocabulary):
     pytest.importorskip("gradio")
-    page = build_page(predictor, photo.parent)
+    page = build_page(predictor, photo.parent, vocabulary)
     _, url, _ = page.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, max_file_size=demo_page.LARGEST_UPLOAD
     )
@@ -157,7 +164,7 @@ def browser(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:")  # gradio's own
-def test_in_a_browser_load_type_click_and_see_boxes(browser, address, predictor, photo, tmp_path):
+def test_in_a_browser_load_type_click_and_see_boxes(browser, address, predictor, photo, vocabulary, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
@@ -173,6 +180,7 @@ def test_in_a_browser_load_type_click_and_see_boxes(browser, address, predictor,
     browser.get(address)
     WebDriverWait(browser, SECONDS).until(lambda b: demo_page.TITLE in b.title)
 
+    assert one("#text textarea").get_attribute("value") == "hat, woman"
     fill("#text textarea", "cat")
     one("#find").click()  # no image yet: a message, not a crash
     WebDriverWait(browser, SECONDS).until(
@@ -181,15 +189,26 @@ def test_in_a_browser_load_type_click_and_see_boxes(browser, address, predictor,
 
     one("#image input[type=file]").send_keys(str(photo))
     one("#image img")
-    fill("#text textarea", "helmet, flag")
     fill("#threshold input[type=number]", "0.01" + Keys.TAB)
     fill("#top_k input[type=number]", "5" + Keys.TAB)
+
+    def download():
+        WebDriverWait(browser, SECONDS).until(lambda b: one("#download").is_enabled())
+        one("#download").click()
+        text = WebDriverWait(browser, SECONDS).until(lambda b: "".join(f.read_text() for f in tmp_path.glob("*.json")))
+        for file in tmp_path.glob("*.json"):  # Chromium makes an empty file first, and moves the whole one over it
+            file.unlink()
+        return json.loads(text)
+
+    fill("#text textarea", "hat, woman")  # names of the page's names.yaml, which stand for what it says
     one("#find").click()
+    before = one("#picture img").get_attribute("src")
+    assert download() == to_json(predictor.predict(photo, vocabulary, threshold=0.01, top_k=5)) != []
+    fill("#text textarea", "helmet, flag")
+    one("#find").click()
+    WebDriverWait(browser, SECONDS).until(lambda b: one("#picture img").get_attribute("src") != before)
     picture = one("#picture img")
-    WebDriverWait(browser, SECONDS).until(lambda b: one("#download").is_enabled())
-    one("#download").click()
-    text = WebDriverWait(browser, SECONDS).until(lambda b: "".join(f.read_text() for f in tmp_path.glob("*.json")))
-    rows = json.loads(text)  # Chromium makes an empty file first, and moves the whole one over it
+    rows = download()
     assert len(rows) == 5 and {row["name"] for row in rows} <= {"helmet", "flag"}
     with urllib.request.urlopen(picture.get_attribute("src")) as response:
         shown = np.array(Image.open(response).convert("RGB"))

@@ -13,10 +13,11 @@ from golden_cases import TINY
 from PIL import Image
 
 from benchmarks.random_checkpoint import random_model
+from groundingdino.boxes import cxcywh_to_xyxy
 from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import main as command_line
 from groundingdino.config import BackboneConfig
-from groundingdino.inference import export, export_check, onnx_example, vocabulary
+from groundingdino.inference import export, export_check, onnx_example, postprocess, vocabulary
 from groundingdino.inference.atc import atc_problems
 from groundingdino.inference.learned_prompt import LearnedPrompt
 from groundingdino.inference.prompts import Categories, resolve
@@ -266,7 +267,7 @@ def test_exported_programs_of_the_halves_answer_as_the_model_once_loaded_again(d
         torch.testing.assert_close(values["boxes"], prediction.boxes, atol=1e-4, rtol=1e-4)
 
 
-def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are_refused(photos):
+def test_a_name_with_several_prompts_has_the_score_of_the_best(photos):
     model, given = random_model(SMALL), fitted(photos[0])
     cat, both = vocabulary.Name("cat", ("cat", "kitten")), vocabulary.Name("dog")
     form = export.CategoryForm(model, resolve(vocabulary.Vocabulary((cat, both)), default_tokenizer()))
@@ -276,9 +277,24 @@ def test_a_name_with_several_prompts_has_the_score_of_the_best_and_negatives_are
     checked = export_check.Model(form).answer(given, export.encode_caption("whatever"))
     torch.testing.assert_close(torch.from_numpy(checked.scores), scores[0])
     torch.testing.assert_close(scores, torch.stack([each[..., :2].amax(-1), each[..., 2]], dim=-1))
-    rival = vocabulary.Vocabulary((vocabulary.Name("cat", negatives=("dog",)),))
-    with pytest.raises(ValueError, match="'cat' has negatives"):
-        export.CategoryForm(model, resolve(rival, default_tokenizer()))
+
+
+def test_a_box_with_a_better_one_of_a_negative_scores_0_as_in_the_predictor(photos):
+    model, given = random_model(SMALL), fitted(photos[0])
+    names = (vocabulary.Name("cat", negatives=("dog", "toy")), vocabulary.Name("bus", negatives=("toy",)))
+    rivals = vocabulary.Vocabulary((*names, vocabulary.Name("boat")))
+    form = export.CategoryForm(model, resolve(rivals, default_tokenizer()))
+    plain = export.CategoryForm(model, resolve(Categories(rivals.texts), default_tokenizer()))
+    with torch.no_grad():
+        (scores, _), (each, boxes) = form(given.pixels), plain(given.pixels)
+    values, place = each[0].flatten().sort(descending=True, stable=True)
+    queries, texts = place // len(rivals.texts), place % len(rivals.texts)
+    kept, owners = postprocess.fold(cxcywh_to_xyxy(boxes[0])[queries], values, texts, rivals.roles)
+    expected = torch.zeros_like(scores[0])
+    expected[queries[kept], owners] = values[kept]
+    torch.testing.assert_close(scores[0], expected)
+    gone = (expected == 0).sum(dim=0)
+    assert gone[0] > 0 and gone[1] > 0 and gone[2] == 0
 
 
 def test_a_learned_prompt_is_part_of_the_graph(photos, tmp_path):

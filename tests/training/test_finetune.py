@@ -15,6 +15,7 @@ from training_runs import SMALL, losses
 import groundingdino as gd
 from groundingdino.config import with_settings
 from groundingdino.data.convert import convert
+from groundingdino.data.formats.record import ReadOptions
 from groundingdino.data.prepare import prepare
 from groundingdino.training.finetune import FinetuneResult, Task, finetune, plan
 from groundingdino.training.recorder import StepValues
@@ -113,6 +114,17 @@ def test_a_data_set_without_splits_is_split_and_it_is_said(shapes: Path, tmp_pat
     prepared = prepare(alone, tmp_path)
     assert prepared.counts == {"train": 6, "val": 1, "test": 1}
     assert prepared.notes == ("no splits found: split by image into train, val and test, 80% / 10% / 10%",)
+
+
+def test_a_data_set_too_small_for_a_test_split_has_none(shapes: Path, tmp_path: Path) -> None:
+    document = json.loads((shapes / "train" / "_annotations.coco.json").read_text())
+    document["images"] = document["images"][:6]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+    (tmp_path / "few.json").write_text(json.dumps(document))
+    prepared = prepare(tmp_path / "few.json", _made(tmp_path / "few"), ReadOptions(shapes / "train"))
+    assert prepared.counts == {"train": 5, "val": 1, "test": 0} and set(prepared.files) == {"train", "val"}
+    assert prepared.notes[-1] == "no image is left to test on"
 
 
 def test_names_rename_categories_and_join_those_that_get_one_name(shapes: Path, tmp_path: Path) -> None:
