@@ -135,8 +135,9 @@ def run(prog: str, command: Callable[[], int]) -> int:
         return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
         from groundingdino.runtime.devices import memory_problem  # torch
+        from groundingdino.runtime.loader_process import loader_problem
 
-        problem = memory_problem(error)
+        problem = memory_problem(error) or loader_problem(error)
         if problem is None:
             raise
         complain_once(prog, problem)

@@ -30,7 +30,7 @@ from groundingdino.data.annotations import (
 from groundingdino.data.augmentation import Augmentation
 from groundingdino.data.batch import Batch, Padding, Sample, SampleInfo, collate, padding_for
 from groundingdino.data.dataset import BadSampleError, GroundingDataset, SampleLimits, TrainingSource
-from groundingdino.data.loader import LoaderOptions, TrainLoader, affordable_workers, build_train_loader, worker_problem
+from groundingdino.data.loader import LoaderOptions, TrainLoader, affordable_workers, build_train_loader
 from groundingdino.data.sampler import BatchPlan, Draw
 
 __all__ = [
@@ -59,5 +59,4 @@ __all__ = [
     "load_odvg",
     "load_refcoco",
     "load_training",
-    "worker_problem",
 ]

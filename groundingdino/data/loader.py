@@ -4,7 +4,6 @@ import ctypes
 import logging
 import os
 import random
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from groundingdino.data.batch import Batch, Padding, Sample, collate
 from groundingdino.data.dataset import BadSampleError, GroundingDataset
 from groundingdino.data.sampler import BatchPlan, Draw
+from groundingdino.runtime.loader_process import SHARED_MEMORY, batches, end_with_a_lost_batch
 
-SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2  # batches that torch's loader keeps ready for each process
 TERMINATION_DELAY = 30  # seconds that a loader process lives on after SIGTERM, for the last step and its state
 
@@ -81,7 +80,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.plan.start = self._done
-        for batch in self._loader:
+        for batch in batches(self._loader):
             if isinstance(batch, str):
                 raise ValueError(batch)
             self._done += 1
@@ -149,22 +148,6 @@ def affordable_workers(workers: int, batch_bytes: int, free: int | None = None) 
     return affordable
 
 
-def worker_problem(error: RuntimeError) -> str | None:
-    """What a RuntimeError of torch's loader means, in one line; None if it is something else."""
-    text = str(error)
-    if "shared memory" in text or "No space left on device" in text:
-        return f"a loader process ran out of shared memory ({SHARED_MEMORY}): try fewer --data.workers, 0 uses none"
-    if "Too many open files" in text or "ancdata" in text:
-        return "the limit of open files is reached: raise it (`ulimit -n`), or try fewer --data.workers, 0 uses none"
-    if "DataLoader timed out" in text:
-        return "no batch came in time: a loader process is stopped or stuck, or the image folder does not answer"
-    if "DataLoader worker" in text:
-        killed = re.search(r"killed by signal: ([^.]*)", text)
-        how = f"was killed ({killed[1].strip()})" if killed else "has ended"
-        return f"a loader process {how}, perhaps by the out-of-memory killer: try fewer --data.workers"
-    return None
-
-
 class _MessagesInsteadOfErrors(Dataset[Sample | str]):
     """Bad samples come out as their message: an error that crosses processes would arrive as a page of traceback."""
 
@@ -191,6 +174,7 @@ def _start_worker(worker: int, seed: int, rank: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(TERMINATION_DELAY))
+    end_with_a_lost_batch()
     words = np.random.SeedSequence((seed, rank, worker, torch.initial_seed())).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))

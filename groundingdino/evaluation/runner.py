@@ -30,6 +30,7 @@ from groundingdino.inputs.images import DEFAULT_SCALE, ResizedImage, open_image,
 from groundingdino.inputs.text import default_tokenizer
 from groundingdino.model import GroundingDINO
 from groundingdino.runtime import devices, distributed
+from groundingdino.runtime.loader_process import batches, end_with_a_lost_batch
 
 IMAGE_COST = 1.5  # the image half takes as long as this many prompts (Swin-B); for the balance between ranks
 CAPTIONS_KEPT = 10_000  # whose text half is kept, as people say "left" of many images; a few kilobytes each
@@ -220,8 +221,9 @@ def _load(questions: Sequence[Question], options: EvaluationOptions, device: tor
         num_workers=workers,
         multiprocessing_context=devices.loader_context(device, workers, __name__),
         generator=torch.Generator().manual_seed(0),  # else torch's global generator would be drawn from
+        worker_init_fn=end_with_a_lost_batch,
     )
-    for loaded in loader:
+    for loaded in batches(loader):
         if isinstance(loaded, str):
             raise ValueError(loaded)
         yield loaded

@@ -31,6 +31,7 @@ from groundingdino.inference.tiles import Slice, Tiles, rank_slices, slice_image
 from groundingdino.inference.vocabulary import Name, Vocabulary
 from groundingdino.inputs.images import Size
 from groundingdino.runtime import devices
+from groundingdino.runtime.loader_process import batches, end_with_a_lost_batch
 from groundingdino.structures import Detections
 
 
@@ -188,8 +189,9 @@ def _decoded(
         num_workers=options.workers,
         multiprocessing_context=devices.loader_context(predictor.device, options.workers, __name__),
         generator=torch.Generator().manual_seed(0),  # else torch's global generator would be drawn from
+        worker_init_fn=end_with_a_lost_batch,
     )
-    for image in loader:
+    for image in batches(loader):
         if image.stops:
             raise OSError(image.problem)
         yield image

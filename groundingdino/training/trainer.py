@@ -21,11 +21,12 @@ from groundingdino.config import (
     model_config_to_dict,
     train_config_to_dict,
 )
-from groundingdino.data import Batch, worker_problem
+from groundingdino.data import Batch
 from groundingdino.inference.visualize import tile
 from groundingdino.model import GroundingDINO, build_detector, lora
 from groundingdino.runtime import distributed
 from groundingdino.runtime.distributed import World
+from groundingdino.runtime.loader_process import loader_problem
 from groundingdino.training import optimizer as optim
 from groundingdino.training import random_state
 from groundingdino.training.callback import Callback
@@ -85,7 +86,7 @@ def fit(
     try:
         return trainer.run()
     except RuntimeError as error:
-        problem = worker_problem(error)  # torch raises these wherever the training process is just then
+        problem = loader_problem(error)  # torch raises these wherever the training process is just then
         if problem is None:
             raise
         raise ChildProcessError(problem) from error

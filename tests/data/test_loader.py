@@ -28,8 +28,8 @@ from groundingdino.data import (
     affordable_workers,
     build_train_loader,
     load_odvg,
-    worker_problem,
 )
+from groundingdino.runtime.loader_process import loader_problem
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PORTRAIT = np.random.default_rng(0).random(37) < 0.3
@@ -143,7 +143,9 @@ WORKER_PROGRAM = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
 from groundingdino.data import GroundingDataset, LoaderOptions, TrainingSource
-from groundingdino.data import build_train_loader, load_odvg, worker_problem
+from groundingdino.data import build_train_loader, load_odvg
+
+from groundingdino.runtime.loader_process import loader_problem
 
 class Signalled(GroundingDataset):
     def __getitem__(self, draw):
@@ -156,8 +158,8 @@ loader = build_train_loader(
 )
 try:
     list(loader)
-except RuntimeError as error:
-    print(worker_problem(error), flush=True)
+except (RuntimeError, OSError) as error:
+    print(loader_problem(error) or error, flush=True)
 for child in multiprocessing.active_children():
     child.kill()
 os._exit(0)
@@ -256,7 +258,7 @@ class TestLoader:
         assert message in line, found.stderr
 
     def test_other_errors_are_not_taken_for_a_workers(self):
-        assert worker_problem(RuntimeError("shapes do not match")) is None
+        assert loader_problem(RuntimeError("shapes do not match")) is None
 
     def test_small_shared_memory_means_fewer_workers(self, caplog: pytest.LogCaptureFixture):
         assert affordable_workers(4, batch_bytes=10, free=80) == 4 and not caplog.messages
