@@ -124,3 +124,19 @@ def test_too_few_file_descriptors_are_one_line(data: Path, tmp_path: Path) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert "Too many open files" in said
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_under_the_logs_ends_the_run_in_one_line_with_its_state(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:  # files may not grow beyond this, which root cannot get round either
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((run / "metrics.jsonl").stat().st_size, limits[1]))
+
+    try:
+        said = refused_line(small_config(data, run, log=("tensorboard",)), 5, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said.endswith(f"could not write {run / 'metrics.jsonl'} (File too large)")
+    assert run_state.load_state(run / "last.state")["position"]["step"] == 3
