@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def assert_same_end(run: Path, reference: Path) -> None:
 def kill_when(condition: str) -> None:
     """Let this process kill itself, as kill -9 does, at a moment: "step:N", "save:N", "evaluation:N" or "never".
 
+    "slow:N" kills nothing: the first checkpoint takes N seconds longer.
     A step counts from the start of the process; "save:N" dies half way through writing the N-th checkpoint, where no
     public door leads. A third part names another signal: "step:N:SIGUSR1".
     """
@@ -118,6 +120,9 @@ def kill_when(condition: str) -> None:
     }
     if kind == "never":
         return
+    if kind == "slow":
+        make_saving_slow(float(number))
+        return
     owner, name = places[kind]
     original, calls = getattr(owner, name), [0]
     due = int(number)
@@ -129,6 +134,19 @@ def kill_when(condition: str) -> None:
         return original(*arguments, **options)
 
     setattr(owner, name, counted)
+
+
+def make_saving_slow(seconds: float) -> None:
+    """As on a slow disk: the first tensors that are written take a second each."""
+    original, left = safetensors_file._bytes_of, [seconds]
+
+    def slow(tensor: torch.Tensor) -> memoryview:
+        if left[0] > 0:
+            left[0] -= 1
+            time.sleep(1)
+        return original(tensor)
+
+    safetensors_file._bytes_of = slow
 
 
 def main(data: str, run: str, condition: str) -> None:

@@ -122,6 +122,12 @@ def test_a_damaged_header_is_refused_in_one_line(tmp_path, case):
     assert str(refusal.value).isprintable() and len(str(refusal.value)) < 500
 
 
+def test_a_file_without_tensors_is_a_file(tmp_path):
+    write_header(tmp_path / "a.safetensors", {})
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        assert not file.entries and load_file(tmp_path / "a.safetensors") == {}
+
+
 def test_a_header_nested_without_end_is_refused(tmp_path):
     encoded = b'{"a":' + b"[" * 100_000
     (tmp_path / "a.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)

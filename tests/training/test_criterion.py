@@ -79,6 +79,17 @@ def test_the_matcher_finds_predictions_that_are_the_objects_themselves():
     assert torch.equal(match(logits, boxes, targets), order.expand(1, 2, 2))
 
 
+def test_of_two_queries_in_one_place_the_one_that_names_less_besides_is_matched():
+    targets = random_targets([1])
+    targets.positive_map[:] = torch.arange(6) == 0
+    logits, boxes = torch.full((1, 1, 2, 6), -3.0), targets.boxes.expand(1, 1, 2, 4)
+    logits[..., 0] = 1.0
+    for other in (0, 1):
+        more = logits.clone()
+        more[:, :, other, 3] = 2.0
+        assert match(more, boxes, targets).item() == 1 - other
+
+
 def random_output(targets, queries, groups=2):
     logits, boxes = random_answers(2, len(targets.counts), queries)
     dn_queries = groups * 2 * targets.valid.shape[1]

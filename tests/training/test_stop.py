@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from training_runs import LAST_STEP, assert_same_end, environment, free_port, losses, scenes, small_config, start
 
 from groundingdino.checkpoints import run_state
@@ -113,7 +114,19 @@ def test_processes_stop_together_where_one_of_them_gets_the_signal(tmp_path: Pat
         assert process.returncode == 75, errors[-2000:]
         assert output.splitlines()[-1] == "stopped by SIGUSR1 after step 3, the state is saved"
     assert sorted(losses(run)) == [1, 2, 3]
-    assert run_state.load_state(run / "last.state")["position"]["step"] == 3
+    state = run_state.load_state(run / "last.state")
+    assert state["position"]["step"] == 3
+    first, second = (torch.Generator().set_state(one["torch"]).initial_seed() for one in state["random"])
+    assert first != second  # dropout differs between the processes
+
+
+@pytest.mark.slow
+def test_a_save_that_takes_longer_than_the_timeout_is_not_taken_for_a_lost_process(tmp_path: Path) -> None:
+    scene_folder, run = scenes(tmp_path / "data"), tmp_path / "run"
+    for process in two_processes(scene_folder, run, "slow:25", KILL_RANK="0", TEST_TIMEOUT="15"):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-2000:]
+    assert sorted(losses(run)) == list(range(1, LAST_STEP // 2 + 1))
 
 
 @pytest.mark.slow
