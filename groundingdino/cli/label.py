@@ -254,7 +254,7 @@ def masker(model: str, device: str) -> "Callable[[Labelled], list[dict[str, Any]
 
 def write_results(job: Job, run: "LabelRun") -> None:
     """The labels in the format, and what goes with them; once, whoever comes first."""
-    from groundingdino.cli.label_output import Summary, write_labels
+    from groundingdino.cli.label_output import Summary, write_labels, written_formats
     from groundingdino.inference.label_store import once
     from groundingdino.inference.labelling import Chooser
     from groundingdino.inference.remote import upload
@@ -278,6 +278,9 @@ def write_results(job: Job, run: "LabelRun") -> None:
         if not noted(job):
             Summary.of(labels).save(job.out)
         note(job, to)
+        old = [path.name for form, path in written_formats(job.out).items() if form not in noted(job)]
+        if old:
+            print(f"still of earlier names or thresholds: {', '.join(old)}")
         unread = f", {broken} could not be read: {job.out / 'broken.jsonl'}" if broken else ""
         print(f"{run.manifest.images:,} images labelled: {written}{unread}")
 

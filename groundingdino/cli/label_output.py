@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 from xml.sax.saxutils import escape
 
 import msgspec
@@ -65,6 +65,12 @@ class Labels:
     root: Path  # folder of the images
     images: _ReadImages
     masks: Callable[[Labelled], list[dict[str, Any]]] | None = None  # of an image's labels, for COCO
+
+
+def written_formats(folder: Path) -> dict[LabelFormat, Path]:
+    """The formats that a run's folder has, and their files, or for YOLO and VOC their folders."""
+    places = {to: folder / FILES.get(to, to) for to in get_args(LabelFormat)}
+    return {to: path for to, path in places.items() if path.exists()}
 
 
 def write_labels(labels: Labels, to: LabelFormat, folder: Path) -> Path:

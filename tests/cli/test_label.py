@@ -98,8 +98,12 @@ def test_the_same_command_twice_does_nothing_and_others_need_rescore(place, caps
     assert run("--out", "out", "--rescore", "--to", "jsonl", names="coco") == 2
     assert "did not ask for 'person': start a new one" in capsys.readouterr().err
     (place / "fewer.txt").write_text("toy\ncat\n")  # a negative becomes a name
+    capsys.readouterr()
     assert run("--out", "out", "--rescore", "--to", "jsonl", names="fewer.txt") == 0
+    assert "still of earlier names or thresholds: coco.json\n" in capsys.readouterr().out
     assert {one["name"] for row in rows(place / "out/labels.jsonl") for one in row["detections"]} <= {"toy", "cat"}
+    assert run("--out", "out", "--rescore", "--to", "coco", names="fewer.txt") == 0
+    assert "still of earlier" not in capsys.readouterr().out
     assert run("--out", "out", "--rescore", "--threshold", "0.001") == 2
     assert "below 0.01, the least score that was stored" in capsys.readouterr().err
 
