@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -185,6 +185,8 @@ def _decoded(source: BinaryIO | Image.Image, shown: str) -> Image.Image:
                 return to_rgb(source)
             with Image.open(source, formats=readable_formats()) as image:
                 return to_rgb(image)
+        except UnidentifiedImageError as error:  # whose text has the file object's address or number
+            raise ValueError(f"{shown}: not a readable image (of no known format)") from error
         except Exception as error:  # Pillow's plugins raise whatever their parsing of damaged bytes runs into
             raise ValueError(f"{shown}: not a readable image ({brief(error)})") from error
 

@@ -57,7 +57,8 @@ def test_labels_are_what_the_predictor_finds_and_the_folder_shows_them(place, ca
     assert "8 images labelled: out/labels.jsonl, 1 could not be read: out/broken.jsonl" in capsys.readouterr().out
     found = rows(place / "out" / "labels.jsonl")
     assert [row["image"] for row in found] == [f"{number:03d}.png" for number in range(7)]
-    assert [row["image"] for row in rows(place / "out" / "broken.jsonl")] == ["damaged.png"]
+    problem = f"{place / 'photos' / 'damaged.png'}: not a readable image (of no known format)"
+    assert rows(place / "out" / "broken.jsonl") == [{"image": "damaged.png", "problem": problem}]
     predictor = load_model(place / "tiny.safetensors", "cpu", scale=(48, 64))
     for row in found:
         expected = predictor.predict(place / "photos" / row["image"], read_vocabulary("names.yaml"), threshold=0.03)
