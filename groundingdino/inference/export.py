@@ -14,6 +14,7 @@ Axes: B = 1 image, H/W pixels, L levels, T text tokens, D width, Q queries, C ca
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,17 +306,18 @@ def _any_size() -> Any:
 def write_onnx(forms: Mapping[str, Form], folder: Path, options: Options) -> None:
     """Write graphs under their file names, in the order in which they are run, and what their users need.
 
-    That is the tokenizer and an example program. The files have passed onnx.checker with shape inference. Needs the
-    extra `export`.
+    That is the tokenizer and, for our names of the inputs, an example program. The files have passed onnx.checker with
+    shape inference. Needs the extra `export`.
     """
     values = first_values(torch.randn(1, 3, *options.size), encode_caption("a cat. remote control."))
     for file, form in forms.items():
-        form = form.half() if options.fp16 else form
+        form = deepcopy(form).half() if options.fp16 else form
         _write_graph(form, values, folder / file, options)
         if len(forms) > 1:
             values |= zip(form.outputs, form(*(values[name] for name in form.inputs)), strict=True)
     default_tokenizer().save(folder / TOKENIZER_FILE)
-    shutil.copy(Path(__file__).with_name("onnx_example.py"), folder / EXAMPLE_FILE)
+    if all("img" not in form.inputs for form in forms.values()):  # it feeds our names of the inputs
+        shutil.copy(Path(__file__).with_name("onnx_example.py"), folder / EXAMPLE_FILE)
 
 
 def _write_graph(form: Form, values: Values, file: Path, options: Options) -> None:

@@ -122,11 +122,24 @@ def test_x_anylabeling_finds_the_inputs_that_it_feeds_and_its_settings(checkpoin
     named = ["img", "input_ids", "token_type_ids", "position_ids", "attention_mask", "text_token_mask"]
     assert [entry.name for entry in session.get_inputs()] == named
     assert [entry.name for entry in session.get_outputs()] == ["logits", "boxes"]
+    assert not (folder / "example.py").exists()  # it feeds other names
     settings = dict(line.split(": ") for line in (folder / "x-anylabeling.yaml").read_text().splitlines())
     required = "type name display_name model_type model_path input_width input_height box_threshold text_threshold"
     assert list(settings) == required.split()  # of X-AnyLabeling's Grounding_DINO.Meta
     assert settings["type"] == "grounding_dino"
     assert (settings["input_height"], settings["input_width"]) == (str(HEIGHT), str(WIDTH))
+
+
+@pytest.mark.slow
+def test_half_precision_answers_as_the_model_in_float32_within_its_own_tolerance(checkpoint, photos, tmp_path):
+    folder = exported(tmp_path / "out", checkpoint, photos[:1], "--fp16")
+    weights = onnx.load(folder / "model.onnx").graph.initializer
+    assert {tensor.data_type for tensor in weights if "weight" in tensor.name} == {onnx.TensorProto.FLOAT16}
+    form, given = export.TextForm(random_model(SMALL)), (fitted(photos[0]), export.encode_caption("dog"))
+    found = export_check.Graphs({"model.onnx": form}, folder).answer(*given)
+    assert found.scores.dtype == found.boxes.dtype == np.float32
+    assert export_check.Model(form, export_check.HALF_TOLERANCE).parity(found, *given).within
+    assert not export_check.Model(form).parity(found, *given).within  # it is half precision indeed
 
 
 @pytest.mark.slow
