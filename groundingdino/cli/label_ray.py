@@ -114,10 +114,11 @@ def _label_waiting(job: label.Job, checkpoint: Path, run: LabelRun, progress: Ca
     collector = Collector(run)
     with run.heartbeat():
         for rows in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-            records = [msgspec.msgpack.decode(row, type=Record) for row in rows["record"].to_pylist()]
-            if records[0].position == STOPS:
-                raise OSError(records[0].problem)
-            progress(sum(map(collector.add, records)))
+            for row in rows["record"].to_pylist():
+                record = msgspec.msgpack.decode(row, type=Record)
+                if record.position == STOPS:
+                    raise OSError(record.problem)
+                progress(int(collector.add(record)))
 
 
 def _needs(device: str, cluster: dict[str, float]) -> dict[str, Any]:
