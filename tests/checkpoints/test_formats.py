@@ -459,6 +459,8 @@ BROKEN = {
     "a line break in a number": b"\x80\x02Fx\ty\r\n.",
     "a tuple nested 200,000 deep as a key": b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",
     "a tuple that holds itself twice, 60 times over, as a key": b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
+    "such a tuple as the second key of a dict": b"\x80\x02(K\x01K\x01)" + b"2\x86" * 60 + b"K\x01d.",
+    "such a tuple among several items": b"\x80\x02}(K\x01K\x01)" + b"2\x86" * 60 + b"K\x01u.",
     "such a tuple in a set": b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",
     "such a tuple in a frozenset": b"\x80\x04()" + b"2\x86" * 60 + b"\x91.",
     "such a tuple in an ordered dict": b"\x80\x02ccollections\nOrderedDict\n])" + b"2\x86" * 60 + b"K\x01\x86a\x85R.",

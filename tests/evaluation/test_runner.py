@@ -1,6 +1,7 @@
 """The runner asks every question once and hands the answers to `score` as a stream."""
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +53,9 @@ def test_every_image_is_asked_once_and_shared_captions_are_encoded_once(folder, 
     captions = []
     encode = model.encode_text
     monkeypatch.setattr(model, "encode_text", lambda text: captions.append(len(text.token_ids)) or encode(text))
+    begin = time.perf_counter()
     evaluation = evaluate(model, CountingProtocol(folder), OPTIONS, boxes_per_caption=20)
-    assert captions == [2]
+    assert captions == [2] and 0 < evaluation.seconds <= time.perf_counter() - begin
     assert (evaluation.images, evaluation.prompts) == (5, 5)
     assert {image_id: figure[0] for image_id, figure in evaluation.figures.items()} == dict.fromkeys(range(5), 2 * 20)
 
