@@ -46,6 +46,21 @@ def test_resumed_answers_are_kept_and_those_of_a_fresh_start_are_not(tmp_path):
         assert store.answered() == {4}
 
 
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_a_record_that_was_cut_off_is_written_over(tmp_path, cut):
+    fill(tmp_path / "answers", [1, 2]).__exit__()
+    part = tmp_path / "answers.part0"
+    part.write_bytes(part.read_bytes()[:-cut])
+    with AnswerStore(tmp_path / "answers", {"checkpoint": "a"}, resume=True) as store:
+        assert store.answered() == {1}
+        store.write([answer(3, count=0)])  # shorter than what was left
+    with AnswerStore(tmp_path / "answers", {"checkpoint": "a"}, resume=True) as store:
+        assert store.answered() == {1, 3}
+        store.write([answer(2)])
+        gathered = list(store.gathered())
+    assert [one.image_id for one in gathered] == [1, 3, 2] and same(gathered[2], answer(2))
+
+
 def test_parts_of_more_processes_than_there_are_now_count_too(tmp_path):
     fill(tmp_path / "answers", [1]).__exit__()
     (tmp_path / "answers.part0").rename(tmp_path / "answers.part3")

@@ -427,6 +427,11 @@ def test_every_precision_gives_finite_and_near_results_without_a_warning(photo, 
     assert not recwarn.list
 
 
+def test_a_precision_that_is_no_slower_than_another_is_not_warned_of(caplog):
+    Predictor(tiny_model(), precision="fp32")
+    assert not caplog.messages
+
+
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         Predictor(tiny_model(), precision="int8")
