@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 import time
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_loader_process_without_file_descriptors_is_one_line_and_no_wait(spare
     started = time.monotonic()
     assert problem_of(Failing(spare)).startswith("the limit of open files is reached: raise it")
     assert time.monotonic() - started < 30 and not capfd.readouterr().err
+
+
+class Reported(Failing):
+    """What Python does where a thread that hands over batches has no file descriptor."""
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        sys.excepthook(OSError, OSError(24, "Too many open files"), None)
+        return torch.zeros(3)
+
+
+def test_an_error_that_python_would_print_again_and_again_ends_the_process() -> None:
+    assert problem_of(Reported()).startswith("the limit of open files is reached: raise it")
 
 
 def test_a_killed_loader_process_is_one_line() -> None:
