@@ -64,6 +64,13 @@ def test_the_card_has_licence_figures_and_provenance(hub: Hub, released, tmp_pat
     assert '- sha256: "1111' in card and 'gd.load_model("me/tiny")' in card
 
 
+def test_weights_of_ones_own_are_pushed_without_a_base_model(hub: Hub, tmp_path):
+    save_detector(tmp_path / "own.safetensors", tiny_model())
+    assert main(["push", str(tmp_path / "own.safetensors"), "me/own", "--license", "mit"]) == 0
+    header = hub.files["me/own"]["README.md"].decode().split("---")[1]
+    assert "license: mit" in header and "base_model" not in header
+
+
 def test_a_folder_for_transformers_can_be_pushed(hub: Hub, released):
     assert main(["push", str(released), "me/theirs", "--to", "huggingface"]) == 0
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= hub.files[
