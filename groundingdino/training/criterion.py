@@ -5,6 +5,7 @@ Axes: R answers (decoder layers, then the proposals), B images, Q queries, T tex
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,14 @@ def box_losses(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[list[Ten
     return sums(l1, sizes), sums((1 - giou) * weight, sizes)
 
 
+class Normalizers(NamedTuple):
+    """What losses are divided by, on the host."""
+
+    matched: float  # objects that queries are matched to, at least 1 in all
+    shown: float  # objects that denoising queries show, at least 1 in all
+    any_shown: float  # 1, or 0 where no object was shown
+
+
 class Criterion(nn.Module):
     """DetectorOutput and Targets -> weighted loss terms under mmdet's names.
 
@@ -59,14 +68,12 @@ class Criterion(nn.Module):
         super().__init__()
         self.weights = {**WEIGHTS, "loss_cls": class_weight}
 
-    def normalizers(
-        self, batches: Sequence[Targets], queries: int, groups: Sequence[int]
-    ) -> tuple[float, float, float]:
-        """Matched objects, shown objects (each at least 1 in all), and whether any was shown, 1 or 0.
+    def normalizers(self, batches: Sequence[Targets], queries: int, groups: Sequence[int]) -> Normalizers:
+        """The counts of all micro-batches and processes, divided by the number of both, as their gradients will be.
 
-        The counts of all micro-batches (`groups` has one number for each) and processes, divided by the number of
-        micro-batches and processes, as their gradients will be. mmdet takes at least 1 of that mean; then a process
-        without objects would change what the others learn. The counts are known on the host, and stay there.
+        `queries` is the model's number, `groups` the denoising groups of each micro-batch. mmdet takes at least 1 of
+        that mean; then a process without objects would change what the others learn. The counts are known on the host,
+        and stay there.
         """
         matched = sum(min(count, queries) for targets in batches for count in targets.counts)
         shown = sum(sum(targets.counts) * number for targets, number in zip(batches, groups, strict=True))
@@ -74,10 +81,10 @@ class Criterion(nn.Module):
             torch.tensor([matched, shown], dtype=torch.float64)
         ).tolist()
         share = len(batches) * distributed.world_size()
-        return max(all_matched, 1) / share, max(all_shown, 1) / share, min(all_shown, 1)
+        return Normalizers(max(all_matched, 1) / share, max(all_shown, 1) / share, min(all_shown, 1))
 
     def forward(
-        self, output: DetectorOutput, targets: Targets, normalizers: tuple[float, float, float] | None = None
+        self, output: DetectorOutput, targets: Targets, normalizers: Normalizers | None = None
     ) -> dict[str, Tensor]:
         """Every term as a weighted scalar; their sum is the loss.
 
@@ -96,12 +103,14 @@ class Criterion(nn.Module):
         dn_wanted, restoring = self.denoising_targets(dn_logits, dn_boxes, denoising.groups, targets)
         focal = focal_losses([(logits, wanted), (dn_logits, dn_wanted)])
         l1, giou = box_losses([matching, restoring])
-        focal[1] = focal[1] * normalizers[2]  # no loss without any object, but the padding queries stay in the graph
+        focal[1] = (
+            focal[1] * normalizers.any_shown
+        )  # no loss without any object, but the padding queries stay in the graph
         prefixes = [*(f"d{i}." for i in range(len(output.layers) - 1)), ""]
         losses: dict[str, Tensor] = {}
         for names, *sums_by_kind, count in (
-            ([*prefixes, "enc_"], focal[0], l1[0], giou[0], normalizers[0]),
-            ([f"{prefix}dn_" for prefix in prefixes], focal[1], l1[1], giou[1], normalizers[1]),
+            ([*prefixes, "enc_"], focal[0], l1[0], giou[0], normalizers.matched),
+            ([f"{prefix}dn_" for prefix in prefixes], focal[1], l1[1], giou[1], normalizers.shown),
         ):
             for (kind, weight), values in zip(self.weights.items(), sums_by_kind, strict=True):
                 terms = (values * (weight / count)).unbind()

@@ -20,7 +20,7 @@ from groundingdino.model.denoising import DenoisingNoise, num_groups
 from groundingdino.runtime import devices, distributed, threads
 from groundingdino.structures import ImageBatch, Targets, TextBatch, to_device
 from groundingdino.training import optimizer as optim
-from groundingdino.training.criterion import Criterion
+from groundingdino.training.criterion import Criterion, Normalizers
 from groundingdino.training.ema import MovingAverage
 from groundingdino.training.resume import TrainingState
 from groundingdino.training.step_clock import StepClock
@@ -121,9 +121,7 @@ class Learner:
         hook = bf16_compress_hook if self.config.exchange_precision == "bf16" else allreduce_hook
         return hook(None, bucket)  # type: ignore[arg-type]
 
-    def _normalizers(
-        self, batches: Sequence[Batch], draws: Sequence[DenoisingNoise | None]
-    ) -> tuple[float, float, float]:
+    def _normalizers(self, batches: Sequence[Batch], draws: Sequence[DenoisingNoise | None]) -> Normalizers:
         """What the criterion divides by: the objects of all micro-batches together."""
         sizes = self.model.config
         targets = [_targets(batch) for batch in batches]
@@ -134,11 +132,7 @@ class Learner:
         return self.criterion.normalizers(targets, sizes.num_queries, groups)
 
     def _backward(
-        self,
-        drawn: tuple[Batch, DenoisingNoise | None],
-        normalizers: tuple[float, float, float] | None,
-        share: float,
-        exchange: bool,
+        self, drawn: tuple[Batch, DenoisingNoise | None], normalizers: Normalizers | None, share: float, exchange: bool
     ) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch times `share`; its loss terms, detached."""
         batch, noise = drawn
@@ -251,7 +245,7 @@ class TrainingStep(nn.Module):
         images: ImageBatch,
         text: TextBatch,
         targets: Targets,
-        normalizers: tuple[float, float, float] | None = None,
+        normalizers: Normalizers | None = None,
         noise: DenoisingNoise | None = None,
     ) -> dict[str, Tensor]:
         """Every weighted loss term, and `loss`, their sum, as scalars.
