@@ -11,8 +11,7 @@ from groundingdino.runtime.messages import brief
 
 STATE_KEY = "groundingdino.state"
 STATE_VERSION_KEY = "groundingdino.state_version"
-STATE_VERSION = "3"  # 2: BERT's queries, keys and values packed, and a SHA-256; 3: a CRC-32
-READABLE_VERSIONS = ("2", "3")
+STATE_VERSION = "3"  # 1: of 0.1.0; 2: never released
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -41,10 +40,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
         version = file.metadata.get(STATE_VERSION_KEY)
         if version is None:
             raise ValueError(f"{path}: not the state of a training run ({len(file.entries)} tensors without one)")
-        if version not in READABLE_VERSIONS:
-            readable = " and ".join(READABLE_VERSIONS)
+        if version != STATE_VERSION:
             raise ValueError(
-                f"{path}: training state of version {brief(version)}, this groundingdino reads {readable}: "
+                f"{path}: training state of version {brief(version)}, this groundingdino reads {STATE_VERSION}: "
                 "finish that run with the version that began it, or start from its weights with --init-from"
             )
         file.verify_checksum()

@@ -5,7 +5,6 @@ ours are interchangeable. Its own `save_file` copies every tensor once more and 
 maps the file, so that overwriting a checkpoint in place would change or kill a running model. Ours streams both ways.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -166,15 +165,10 @@ class TensorFile:
         if entry is None:
             raise ValueError(f"{self.path}: has no checksum")
         crc = 0
-        sha256 = hashlib.sha256() if entry.shape == (32,) else None  # written by version 0.2 and before
         self._file.seek(0)
         for start in range(0, entry.start, READ_AT_ONCE):
-            data = self._file.read(min(READ_AT_ONCE, entry.start - start))
-            if sha256:
-                sha256.update(data)
-            else:
-                crc = zlib.crc32(data, crc)
-        if self._file.read() != (sha256.digest() if sha256 else struct.pack("<I", crc)):
+            crc = zlib.crc32(self._file.read(min(READ_AT_ONCE, entry.start - start)), crc)
+        if self._file.read() != struct.pack("<I", crc):
             raise ValueError(f"{self.path}: damaged or altered since it was written (its checksum differs)")
 
     def __enter__(self) -> "TensorFile":

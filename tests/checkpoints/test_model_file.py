@@ -1,6 +1,5 @@
 """Files of our own: atomic, pickle-free, strict, and interchangeable with the safetensors library."""
 
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from groundingdino.checkpoints import model_file, run_state, safetensors_file
 from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import load_detector, read_metadata, save_checkpoint, save_detector
 from groundingdino.checkpoints.run_state import load_state, save_state
-from groundingdino.checkpoints.safetensors_file import CHECKSUM, DTYPES, HEADER_LIMIT, TensorFile, write_tensors
+from groundingdino.checkpoints.safetensors_file import DTYPES, HEADER_LIMIT, TensorFile
 from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
 from groundingdino.model import build_detector
 
@@ -208,24 +207,10 @@ def test_a_training_state_that_was_altered_is_refused(tmp_path):
         load_state(tmp_path / "state")
 
 
-def test_a_training_state_with_the_checksum_of_version_2_is_read_and_verified(tmp_path):
-    state, path = training_state(), tmp_path / "state"
-    save_state(path, state)
-    with TensorFile(path) as file:
-        tensors = {name: file.read(name) for name in file.entries if name != CHECKSUM}
-        metadata = {**file.metadata, run_state.STATE_VERSION_KEY: "2"}
-    write_tensors(path, {**tensors, CHECKSUM: torch.zeros(32, dtype=torch.uint8)}, metadata)
-    content = path.read_bytes()[:-32]
-    path.write_bytes(content + hashlib.sha256(content).digest())
-    assert same(state, load_state(path))
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) + hashlib.sha256(content).digest())
-    with pytest.raises(ValueError, match="damaged or altered since it was written"):
-        load_state(path)
-
-
-def test_a_training_state_of_another_version_is_refused_with_what_to_do(tmp_path):
-    save_checkpoint(tmp_path / "old", {}, {run_state.STATE_VERSION_KEY: "1", run_state.STATE_KEY: '{"dict": []}'})
-    with pytest.raises(ValueError, match="of version 1, this groundingdino reads 2 and 3: finish that run"):
+@pytest.mark.parametrize("version", ["1", "2", "4", "x"])
+def test_a_training_state_of_another_version_is_refused_with_what_to_do(tmp_path, version):
+    save_checkpoint(tmp_path / "old", {}, {run_state.STATE_VERSION_KEY: version, run_state.STATE_KEY: '{"dict": []}'})
+    with pytest.raises(ValueError, match=f"of version {version}, this groundingdino reads 3: finish that run"):
         load_state(tmp_path / "old")
 
 
