@@ -38,6 +38,9 @@ _noted = 0.0  # when this process has last shown that it works
 class ProcessLostError(ConnectionError):
     """Another process of the run was killed, stopped, or hangs."""
 
+    def __str__(self) -> str:
+        return f"{super().__str__()}, and go on with --resume auto"
+
 
 # Host objects and barriers travel over gloo, so that they never touch the device's stream.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
@@ -177,10 +180,7 @@ def wait_for_others(patience: float | None = None) -> None:
                     signs[other] = (sign, time.monotonic())
                 elif time.monotonic() - since > patience and not _store.check([f"arrived {_waits} {other}"]):
                     _patient.abort()  # else this process could not end
-                    raise ProcessLostError(
-                        f"process {other} of {world_size()} did not answer in time; look for its own message, and "
-                        "go on with --resume auto"
-                    )
+                    raise ProcessLostError(_missing([other], "did not answer in time"))
         work.wait()
     _store.delete_key(f"arrived {_waits - 1} {rank()}")
 
@@ -213,7 +213,7 @@ def naming_lost_processes() -> Iterator[None]:
         failed = isinstance(error, dist.DistError) or EXCHANGE_FAILED.search(str(error))
         if not failed or _store is None:
             raise
-        raise ProcessLostError(f"{_what_failed(error)}, and go on with --resume auto") from error
+        raise ProcessLostError(_what_failed(error)) from error
 
 
 def _what_failed(error: Exception) -> str:
@@ -223,7 +223,7 @@ def _what_failed(error: Exception) -> str:
     try:
         _store.set(f"waited {rank()}", "1")
         time.sleep(GRACE)
-        lost = [str(other) for other in range(world_size()) if not _store.check([f"waited {other}"])]
+        lost = [other for other in range(world_size()) if not _store.check([f"waited {other}"])]
     except RuntimeError:
         return f"{own} can no longer reach the first host: look for the message of a process there, or at the network"
     if not lost:
@@ -231,10 +231,13 @@ def _what_failed(error: Exception) -> str:
         return (
             f"{own} cannot exchange with the others, all of which run: look at the network between the devices ({said})"
         )
-    cause = "did not answer in time" if "timed out" in str(error).lower() else "has ended"
+    return _missing(lost, "did not answer in time" if "timed out" in str(error).lower() else "has ended")
+
+
+def _missing(lost: list[int], cause: str) -> str:
     return (
-        f"process {', '.join(lost)} of {world_size()} {cause}; look for its own message, or for the out-of-memory "
-        "killer in the system's log"
+        f"process {', '.join(map(str, lost))} of {world_size()} {cause}; look for its own message, or for the "
+        "out-of-memory killer in the system's log"
     )
 
 
