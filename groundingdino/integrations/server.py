@@ -34,6 +34,7 @@ from groundingdino.inputs.images import load_image, resize_for_inference
 from groundingdino.integrations import x_anylabeling
 from groundingdino.integrations.batching import Batcher, Question
 from groundingdino.integrations.server_limits import BROKEN_OFF, Limits, Metrics, RequestGuard
+from groundingdino.runtime.messages import printable
 from groundingdino.structures import Detections
 
 WRONG_FIELDS_NAMED = 5  # of one refusal
@@ -148,11 +149,10 @@ def one_line(error: ValidationError | RequestValidationError) -> str:
 
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """The answer to what was not understood. It may quote the request, of which anything unprintable is left out."""
+    """The answer to what was not understood, in one printable line: it may quote the request."""
     status = error.status_code if isinstance(error, StarletteHTTPException) else 422
     reason = one_line(error) if isinstance(error, RequestValidationError) else str(getattr(error, "detail", error))
-    line = "".join(character if character.isprintable() else " " for character in reason)
-    return JSONResponse({"detail": line}, status, getattr(error, "headers", None))
+    return JSONResponse({"detail": printable(reason)}, status, getattr(error, "headers", None))
 
 
 def build_app(predictor: Predictor, limits: Limits | None = None, learned: Sequence[Path] = ()) -> fastapi.FastAPI:
