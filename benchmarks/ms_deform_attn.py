@@ -92,7 +92,10 @@ class Hub:
     """The compiled operator that transformers fetches: Hugging Face's `kernels-community/deformable-detr`."""
 
     def __init__(self, device: torch.device) -> None:
-        from kernels import get_kernel  # pip install kernels
+        try:
+            from kernels import get_kernel
+        except ImportError:
+            raise SystemExit("--hub-kernel needs the package kernels: pip install kernels") from None
 
         self.operator = get_kernel("kernels-community/deformable-detr")
         self.shapes = torch.tensor(SHAPES, device=device)

@@ -1,6 +1,7 @@
 """What the benchmarks count and compare. Nothing is timed here."""
 
 import importlib
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from groundingdino.ops import Linear, Windows, feed_forward, window_attention  #
 def test_every_benchmark_that_is_listed_can_be_imported():
     for module, _ in benchmarks.BENCHMARKS.values():
         assert callable(importlib.import_module(f"benchmarks.{module}").main)
+
+
+def test_the_hub_kernel_without_its_package_is_one_line_that_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    monkeypatch.setattr(sys, "argv", ["", "ms_deform_attn", "--hub-kernel"])
+    with pytest.raises(SystemExit, match="^--hub-kernel needs the package kernels: pip install kernels$"):
+        benchmarks.main()
+    assert not capsys.readouterr().out
 
 
 def test_matrix_work_of_a_linear_layer_and_its_gradients():
