@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -29,10 +28,10 @@ def test_a_dds_file_of_128_bytes_that_names_a_hundred_million_pixels(tmp_path: P
     content[12:20] = struct.pack("<2I", 10_000, 10_000)
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    begin = time.monotonic()
-    with pytest.raises(ValueError, match="not a readable image"):
-        open_image(path)
-    assert examine(path).error and time.monotonic() - begin < 5
+    with limits():
+        with pytest.raises(ValueError, match="not a readable image"):
+            open_image(path)
+        assert examine(path).error
 
 
 @pytest.mark.parametrize("text", ["[" * 2000, "nc: " + "[" * 2000, "{a: " * 2000])
