@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 REVISION = "a" * 40
 
@@ -44,6 +47,23 @@ def serving() -> Iterator[Hub]:
     finally:
         hub.shutdown()
         hub.server_close()
+
+
+@contextmanager
+def asked(folder: Path) -> Iterator[Hub]:
+    """A hub that this process's huggingface_hub asks; what it fetches lies in `folder`."""
+    from huggingface_hub import constants, file_download
+
+    with serving() as hub, pytest.MonkeyPatch.context() as patch:
+        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (constants, file_download):  # before 1.0 the latter has its own address
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address, raising=False)
+        patch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT is read when it is imported
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        patch.setenv("GROUNDINGDINO_CACHE", str(folder / "cache"))
+        for name in ("GROUNDINGDINO_OFFLINE", "HF_HUB_OFFLINE"):
+            patch.delenv(name, raising=False)
+        yield hub
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Hub, serving
+from hub_server import Hub, asked
 from safetensors.torch import load, load_file, save
 
 from groundingdino import checkpoints, load_model
@@ -16,7 +16,7 @@ from groundingdino.checkpoints import hub, zoo
 from groundingdino.checkpoints.convert import convert_file
 from groundingdino.checkpoints.model_file import SOURCE_KEY, read_metadata
 
-constants = pytest.importorskip("huggingface_hub.constants")
+pytest.importorskip("huggingface_hub")
 NAME = zoo.BY_NAME["llmdet-t"].hub[0]
 
 
@@ -30,17 +30,9 @@ def folder(golden, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path, folder):
-    """A hub with `NAME`, which this process's huggingface_hub asks. (It reads HF_ENDPOINT when it is imported.)"""
-    with serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("GROUNDINGDINO_CACHE", str(tmp_path / "cache"))
-        for name in ("GROUNDINGDINO_OFFLINE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
+def server(tmp_path, folder):
+    """A hub with `NAME`."""
+    with asked(tmp_path) as hub:
         hub.files[NAME] = {**folder, "other_weights.h5": b"not asked for"}
         yield hub
 

@@ -6,28 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from golden_cases import tiny_model
-from hub_server import Hub, serving
+from hub_server import Hub, asked
 from safetensors.torch import load_file
 
 from groundingdino import checkpoints
 from groundingdino.checkpoints.model_file import SOURCE_KEY, save_detector
 from groundingdino.cli.main import main
 
-constants = pytest.importorskip("huggingface_hub.constants")
+pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    with serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("GROUNDINGDINO_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        for name in ("GROUNDINGDINO_OFFLINE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    with asked(tmp_path) as server:
         yield server
 
 
