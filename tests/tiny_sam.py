@@ -19,7 +19,8 @@ def write_sam(path: Path, family: str = "Sam") -> Path:
         return getattr(transformers, family + part)(**options)
 
     if family == "Sam2":
-        vision, images = _sam2_vision(make), make("ImageProcessor", size=_square(64), mask_size=_square(16))
+        fast = "" if hasattr(transformers, "Sam2ImageProcessor") else "Fast"  # before transformers 5
+        vision, images = _sam2_vision(make), make(f"ImageProcessor{fast}", size=_square(64), mask_size=_square(16))
     else:
         vision = make(
             "VisionConfig", hidden_size=32, output_channels=32, num_hidden_layers=2, num_attention_heads=2,

@@ -53,7 +53,7 @@ def masks(image: ImageLike, found: Detections, model: str | Path | Segmenter) ->
         inputs = processor(image, input_boxes=boxes, return_tensors="pt").to(segmenter.device)
         sizes = {key: inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs}
         logits = segmenter(**inputs, multimask_output=False).pred_masks.cpu()
-        (pixels,) = processor.image_processor.post_process_masks(logits, *sizes.values())  # (K, 1, H, W) bool
+        (pixels,) = processor.image_processor.post_process_masks(logits, **sizes)  # (K, 1, H, W) bool
         for mask in pixels[:, 0].numpy():
             code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
             found_masks.append({"size": code["size"], "counts": code["counts"].decode()})

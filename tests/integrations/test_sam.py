@@ -57,10 +57,10 @@ def test_other_sams_of_transformers_take_the_same_call(family, image, tmp_path):
     model = getattr(transformers, f"{family}Model").from_pretrained(folder).eval()
     for box, code in zip(FOUND.boxes.tolist(), codes, strict=True):
         inputs = processor(image, input_boxes=[[box]], return_tensors="pt")
-        sizes = [inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
+        sizes = {key: inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs}
         with torch.no_grad():
             logits = model(**inputs, multimask_output=False).pred_masks
-        (wanted,) = processor.image_processor.post_process_masks(logits, *sizes)
+        (wanted,) = processor.image_processor.post_process_masks(logits, **sizes)
         np.testing.assert_array_equal(coco_mask.decode(code).astype(bool), wanted[0, 0].numpy())
     assert 0 < sum(coco_mask.area(codes)) < 2 * SIZE[0] * SIZE[1]
 
