@@ -15,8 +15,10 @@ from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import load_detector, read_metadata, save_checkpoint, save_detector
 from groundingdino.checkpoints.run_state import load_state, save_state
 from groundingdino.checkpoints.safetensors_file import DTYPES, HEADER_LIMIT, TensorFile
-from groundingdino.config import BackboneConfig, ModelConfig, TextConfig
+from groundingdino.config import BackboneConfig, ModelConfig, TextConfig, TrainConfig
+from groundingdino.inference.predictor import load_model
 from groundingdino.model import build_detector
+from groundingdino.training.setup import initial_model
 
 
 def tensors_of_every_kind() -> dict[str, torch.Tensor]:
@@ -390,6 +392,10 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(saved, value):
     rewrite(path, level_embedding=torch.full((4, 32), value))
     with pytest.raises(ValueError, match="not finite: 'level_embedding' holds NaN or infinity"):
         load_detector(path)
+    with pytest.raises(ValueError, match="not finite: 'level_embedding' holds NaN or infinity"):
+        load_model(path, "cpu")
+    with pytest.raises(ValueError, match="not finite: 'level_embedding' holds NaN or infinity"):
+        initial_model(TrainConfig(TINY, init_from=path))
     assert not load_detector(path, allow_nonfinite=True).level_embedding.isfinite().any()
 
 

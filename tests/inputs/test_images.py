@@ -155,6 +155,20 @@ def test_damaged_exif_data_do_not_matter_and_pillows_warnings_stay_inside(tmp_pa
     assert not recwarn.list
 
 
+def test_a_moving_picture_is_its_first_frame(tmp_path: Path):
+    first, second = (Image.new("RGB", (8, 6), color) for color in ("red", "blue"))
+    for kind in ("gif", "png", "webp", "tiff"):
+        options = {"lossless": True} if kind == "webp" else {}
+        first.save(tmp_path / f"moving.{kind}", save_all=True, append_images=[second], **options)
+        found = images.open_image(tmp_path / f"moving.{kind}")
+        assert found.size == (8, 6) and found.getcolors() == [(48, (255, 0, 0))], kind
+
+
+def test_colors_for_printing_become_those_of_a_screen(tmp_path: Path):
+    Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(tmp_path / "printed.tiff")
+    assert images.open_image(tmp_path / "printed.tiff").getcolors() == [(48, (255, 0, 0))]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_turned_as_pillow_turns_it(orientation: int):
     image = Image.effect_noise((5, 3), 50).convert("RGB")

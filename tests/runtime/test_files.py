@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_a_failure_inside_leaves_the_old_file_and_nothing_else(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_folders_and_pipes_are_neither_replaced_nor_waited_for(tmp_path):
+def test_folders_pipes_sockets_and_devices_are_neither_replaced_nor_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
@@ -71,6 +72,12 @@ def test_folders_and_pipes_are_neither_replaced_nor_waited_for(tmp_path):
             write_text(tmp_path / name, "x")
         with pytest.raises(ValueError, match=f"{kind}, expected a file"):
             open_file(tmp_path / name)
-    for wrong, message in ((tmp_path / "nothing", "no such file"), (tmp_path / "a\0b", "cannot be the name of a file")):
+    os.mknod(tmp_path / "socket", stat.S_IFSOCK | 0o600)
+    for wrong, message in (
+        (tmp_path / "nothing", "no such file"),
+        (tmp_path / "a\0b", "cannot be the name of a file"),
+        (tmp_path / "socket", "socket: cannot be opened"),
+        (Path("/dev/zero"), "a device or a socket, expected a file"),
+    ):
         with pytest.raises(ValueError, match=message):
             open_file(wrong)
