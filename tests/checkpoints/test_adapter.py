@@ -45,6 +45,15 @@ def test_a_model_with_its_adapter_is_the_one_that_was_trained(files):
         assert file.metadata["note"] == "kept" and json.loads(file.metadata[adapter.ADAPTER_KEY])["rank"] == 2
 
 
+def test_what_is_kept_beside_an_adapter_does_not_replace_how_it_was_made(tmp_path):
+    model = tiny_model()
+    lora.add_adapters(model, 2, ["decoder"])
+    origin = adapter.AdapterOrigin(2, ("decoder",), adapter.identity(lora.base_state(model)), "tiny")
+    of_another = {adapter.ADAPTER_KEY: json.dumps({"rank": 8}), "note": "kept"}
+    adapter.save_adapter(tmp_path / "a.safetensors", model, origin, of_another)
+    assert adapter.read_adapter(tmp_path / "a.safetensors")[0] == origin
+
+
 def test_several_adapters_add_up(files):
     folder, models = files
     base = tiny_model().state_dict()

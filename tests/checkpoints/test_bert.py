@@ -79,3 +79,9 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     (write_bert(tmp_path / "bert") / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     with pytest.raises(ValueError, match="not bert-base-uncased's vocabulary"):
         read_bert(tmp_path / "bert")
+
+
+def test_a_config_that_is_nested_too_deeply_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ValueError, match="config.json: not the config of a BERT"):
+        read_bert(tmp_path)

@@ -278,6 +278,21 @@ def test_another_file_of_the_same_name_is_not_mistaken_for_the_first(golden, cac
     )
 
 
+@pytest.mark.parametrize("age", [-1000, 1000])
+def test_training_begins_with_the_file_that_is_named_whatever_lies_beside_it(age, golden, cache, tmp_path):
+    named, beside = tmp_path / "w.pth", tmp_path / "w.safetensors"
+    state = torch.load(golden / "tiny/mmdet_checkpoint.pth", weights_only=True)
+    torch.save(state, named)
+    convert_file(named, beside)  # as if it had been made of the file that is named, which was replaced since
+    state["state_dict"]["level_embed"] += 1
+    torch.save(state, named)
+    time_of_change = named.stat().st_mtime + age  # older, or newer
+    os.utime(beside, (time_of_change, time_of_change))
+    embedding = initial_model(dataclasses.replace(refcoco(), init_from=named)).state_dict()["level_embedding"]
+    torch.testing.assert_close(embedding, state["state_dict"]["level_embed"])
+    assert not torch.equal(embedding, load_file(beside)["level_embedding"])
+
+
 def test_a_folder_in_shards_is_read(golden, cache, tmp_path):
     convert_file(golden / "tiny/mmdet_checkpoint.pth", tmp_path / "a.safetensors")
     convert_file(tmp_path / "a.safetensors", tmp_path / "whole", to="huggingface")

@@ -220,6 +220,16 @@ def test_odinw_prompts_are_as_published(data):
     assert plain.truth.category_ids == (1,)  # the file also has a category that is not asked for
 
 
+def test_an_odinw_report_says_what_was_asked(data):
+    def asked(split: str, name: str) -> str:
+        (data_set,) = (one for one in odinw.SUITES[split] if one.name == name)
+        return odinw.OdinwDetection.load(data_set, data / "odinw").description()["prompt"]
+
+    assert asked("13", "pothole").startswith("1 category name")
+    assert asked("13", "thermalDogsAndPeople") == "2 category names"
+    assert asked("35", "pothole") == '"there are some [holes] on the road", of it what is in brackets'
+
+
 def test_an_odinw_file_without_a_category_says_which_it_has(data):
     with pytest.raises(ValueError, match="no category 'cheetah', 'human'; it has 'things', 'dog', 'person'"):
         folder = "thermalDogsAndPeople/valid"
@@ -258,3 +268,10 @@ def test_dcube_puts_every_length_into_one_class():
     assert all(len(names) == 1 for names in classes.values())
     edges = {3: "short", 4: "middle", 6: "middle", 7: "long", 9: "long", 10: "very long"}
     assert {words: classes[words][0] for words in edges} == edges
+
+
+def test_a_dcube_sentence_that_no_image_shows_does_not_count_in_the_figure_of_its_length():
+    sentences = [("a dog", math.nan), ("a cat", 0.5), ("a red cat", 0.25), ("a cat on a mat", math.nan)]
+    figures = dod.length_figures(sentences)
+    assert figures["full AP, short"] == 0.375
+    assert math.isnan(figures["full AP, middle"]) and math.isnan(figures["full AP, long"])

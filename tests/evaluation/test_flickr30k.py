@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from protocol_data import box, entry, write
 from protocol_files import answers, load
 
 from groundingdino.evaluation import flickr30k
@@ -25,3 +26,16 @@ def test_a_phrase_of_two_boxes_is_found_by_one_of_them_or_by_both_merged():
     one = flickr30k.ImageAnswer(1, np.array([[0.0, 0, 10, 10]]), np.ones(1), np.zeros(1, int))
     assert [flickr30k.score(truth, [a]).values["R@1"] for a in (around, one)] == [0, 1]
     assert [flickr30k.score(truth, [a]).values["merged R@1"] for a in (around, one)] == [1, 0]
+
+
+@pytest.mark.parametrize("phrases", [1, 2, 3])
+def test_a_caption_may_mark_more_phrases_than_have_boxes_but_not_fewer(phrases, tmp_path):
+    image = entry(7, "1.jpg", caption="a man and a red ball", tokens_positive_eval=[[[0, 5]], [[10, 20]]])
+    boxes = [box(number, 7, phrase_ids=number) for number in range(phrases)]
+    write(tmp_path / "a.json", {"images": [image], "annotations": boxes})
+    if phrases == 3:
+        with pytest.raises(ValueError, match=r"a\.json: image 7: boxes of 3 phrases, 2 marked"):
+            flickr30k.Flickr30k.load(tmp_path / "a.json", tmp_path)
+    else:
+        (question,) = flickr30k.Flickr30k.load(tmp_path / "a.json", tmp_path).questions()
+        assert question.ids == (7,)

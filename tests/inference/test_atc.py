@@ -69,3 +69,11 @@ def test_gelu_by_tanh_is_refused():
     given.graph.node.append(helper.make_node("Gelu", ["pixels"], ["out"], name="activation", approximate="tanh"))
     with pytest.raises(ValueError, match="activation: Gelu by tanh"):
         atc_form(given)
+
+
+def test_only_the_mode_of_gridsample_goes_back_to_its_old_name():
+    given = model(opset=20)
+    nodes = [helper.make_node(name, ["pixels"], [name], mode="linear") for name in ("GridSample", "Resize")]
+    given.graph.node.extend(nodes)
+    modes = [node.attribute[0].s for node in atc_form(given).graph.node]
+    assert modes == [b"bilinear", b"linear"]

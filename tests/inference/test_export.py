@@ -199,6 +199,14 @@ def test_rows_are_compared_with_the_same_proposals_and_detections_with_the_model
     assert export_check.compare(broken, answer(*rows), (answer(*rows), 0.0)).rows_apart == 1
 
 
+def test_the_detections_that_are_compared_are_the_best():
+    rows = [[score] for score in np.linspace(0.1, 0.9, export_check.BEST + 2)], np.full((export_check.BEST + 2, 4), 0.5)
+    wrong_boxes = rows[1].copy()
+    wrong_boxes[:2] = 0.7  # of the worst two
+    parity = export_check.compare(answer(rows[0], wrong_boxes), answer(*rows), (answer(*rows), 0.0))
+    assert parity.same_detections == export_check.BEST and parity.rows_apart == 2
+
+
 def test_the_model_decodes_the_proposals_that_it_is_given(photos):
     whole = export_check.Model(export.TextForm(random_model(SMALL)))
     given = fitted(photos[0]), export.encode_caption("dog")

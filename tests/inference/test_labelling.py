@@ -1,10 +1,16 @@
 """Options of labelling, and which stored boxes become labels; the rest is tested in tests/cli/test_label.py."""
 
+import time
+
 import numpy as np
 import pytest
+from golden_cases import tiny_model
+from label_runs import write_images
 
-from groundingdino.inference.label_store import Record
-from groundingdino.inference.labelling import Choice, Chooser, LabelOptions
+from groundingdino.inference.image_source import list_images
+from groundingdino.inference.label_store import Claim, LabelRun, Record
+from groundingdino.inference.labelling import Choice, Chooser, LabelOptions, label
+from groundingdino.inference.predictor import Predictor
 from groundingdino.inference.vocabulary import plain_names
 
 
@@ -53,3 +59,12 @@ def test_suppression_across_names_comes_before_the_number_of_boxes():
     found = Chooser(("cat", "dog"), vocabulary, Choice(nms_across=0.7, top_k=2))(FOUND)
     assert list(found.names) == ["cat", "dog"] and found.labels.tolist() == [1, 0]
     assert found.boxes.tolist() == [BOX, FAR]
+
+
+def test_a_shard_is_done_only_when_its_last_record_is_written_however_slow_the_disk(tmp_path, monkeypatch):
+    append = Claim.append
+    monkeypatch.setattr(Claim, "append", lambda claim, record: (time.sleep(0.2), append(claim, record)))
+    predictor = Predictor(tiny_model(), scale=(48, 64))
+    run = LabelRun.create(tmp_path / "run", {}, lambda: list_images([write_images(tmp_path / "photos", 2)]))
+    label(predictor, run, predictor.encode_prompt(plain_names(["cat"])), LabelOptions(workers=0))
+    assert run.is_done(0) and [record.position for _, record in run.results()] == [0, 1]

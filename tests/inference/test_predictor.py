@@ -408,6 +408,14 @@ def test_nms_removes_overlaps_within_a_label_or_among_all(predictor, photo):
     assert by_label.scores[0] == plain.scores[0] and (by_label.scores.diff() <= 0).all()
 
 
+def test_predict_each_suppresses_within_a_label_or_among_all_as_predict_does(predictor, photo):
+    prompt = Categories(["cat", "dog"])
+    for per_label in (True, False):
+        options = {**EVERYTHING, "nms": 0.02, "nms_per_label": per_label}
+        ((found,),) = predictor.predict_each(photo, [prompt], **options)
+        assert torch.equal(found.scores, predictor.predict(photo, prompt, **options).scores)
+
+
 # ---- precisions
 
 

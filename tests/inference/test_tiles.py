@@ -53,6 +53,17 @@ def test_each_tile_is_answered_as_an_image_of_its_own_and_shifted_back(predictor
     assert torch.equal(found.scores[:1], torch.cat([part.scores for part in parts]).max()[None])
 
 
+def test_tiles_that_run_together_are_answered_as_one_after_the_other(predictor, image, monkeypatch):
+    options = {"categories": ["cat"], "threshold": 0.0, "tiles": 100, "top_k": 2000}
+    monkeypatch.setattr(predictor.engine, "pairs_per_pass", 1)
+    alone = predictor.predict(image, **options)
+    monkeypatch.setattr(predictor.engine, "pairs_per_pass", 4)
+    together = predictor.predict(image, **options)
+    torch.testing.assert_close(together.scores, alone.scores, atol=1e-5, rtol=0)
+    apart = torch.cdist(together.boxes, alone.boxes, p=float("inf"))
+    assert max(apart.amin(dim=0).max(), apart.amin(dim=1).max()) < 0.01  # near ties may swap places
+
+
 def parts_of_two_tiles() -> list[RankedBoxes]:
     left = RankedBoxes(
         torch.tensor([[0.0, 0, 10, 10], [50, 0, 60, 10]]), torch.tensor([0.8, 0.3]), torch.tensor([0, 0])

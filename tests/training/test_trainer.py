@@ -125,6 +125,26 @@ def test_a_loss_that_is_not_finite_can_be_skipped_and_leaves_no_trace_in_the_wei
     assert steps == {7}  # eight batches, one left out
 
 
+def test_a_step_that_is_left_out_for_its_loss_does_not_move_the_average(
+    data: Path, tmp_path: Path, losses_turn_bad: set[int]
+) -> None:
+    losses_turn_bad.add(2)
+    config = dataclasses.replace(one_epoch(data, tmp_path / "run"), ema_decay=0.9)
+    learner = Learner(build_detector(SMALL), Criterion(), config, torch.device("cpu"))
+    batches = list(training_loader(config, SMALL, World(0, 0, 1, learner.device)))
+    learner.step(batches[:1], 1.0)
+    average = {name: value.clone() for name, value in learner.average.state().items()}
+    weights = dict(learner.model.named_parameters())
+    assert any(not torch.equal(average[name], weight) for name, weight in weights.items())  # it has where to move
+    _, norm = learner.step(batches[1:2], 1.0)
+    assert not norm.isfinite()
+    assert all(torch.equal(value, average[name]) for name, value in learner.average.state().items())
+    learner.step(batches[2:3], 1.0)
+    assert learner.average.state()["steps"] == 2 and not torch.equal(
+        learner.average.state()["level_embedding"], average["level_embedding"]
+    )
+
+
 def test_only_bad_losses_give_up_in_the_end(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path / "nonfinite.jsonl", "skip", scaled=False, max_in_a_row=4)
     bad, good = step_values(math.nan), step_values(1.0)
