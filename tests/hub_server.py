@@ -27,6 +27,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.behaviours: list[str] = []
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
         self.tokens: set[str | None] = set()
+        self.visibility: dict[str, str | None] = {}  # what was asked for; None: as the owner's settings have it
 
     @property
     def url(self) -> str:
@@ -136,6 +137,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_json({"error": "You don't have the rights to create a model there"}, 403)
                 return
             self.server.files.setdefault(repository, {})
+            older = {None: None, True: "private", False: "public"}[wanted.get("private")]
+            self.server.visibility[repository] = wanted.get("visibility", older)
             self.send_json({"url": f"{self.server.url}/{repository}", "id": repository})
         elif "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_cases import tiny_model
 
-from groundingdino.checkpoints.merge import merge
+from groundingdino.checkpoints.merge import interpolate, merge
 from groundingdino.checkpoints.model_file import SCALE_KEY, SOURCE_KEY, load_detector, read_metadata, save_detector
 from groundingdino.cli.merge import main as merge_command
 from groundingdino.config import quickstart_model
@@ -35,6 +35,14 @@ def test_the_ends_are_the_checkpoints_themselves_and_the_middle_is_the_mean(pair
         merge(pair, tmp_path / "m.safetensors", [1 - alpha, alpha])
         found = load_detector(tmp_path / "m.safetensors").state_dict()
         assert all(torch.equal(found[name], expected[name]) for name in expected), alpha
+
+
+def test_a_mixture_is_exact_at_both_ends_however_far_apart_they_are():
+    generator = torch.Generator().manual_seed(0)
+    base, tuned = ({"w": torch.randn(1000, generator=generator) * scale} for scale in (1e3, 1e-3))
+    assert torch.equal(interpolate(base, tuned, 0.0)["w"], base["w"])
+    assert torch.equal(interpolate(base, tuned, 1.0)["w"], tuned["w"])
+    torch.testing.assert_close(interpolate(base, tuned, 0.25)["w"], 0.75 * base["w"] + 0.25 * tuned["w"])
 
 
 def test_where_the_parts_came_from_is_kept(pair, tmp_path):

@@ -63,6 +63,12 @@ def test_weights_of_ones_own_are_pushed_without_a_base_model(hub: Hub, tmp_path)
     assert "license: mit" in header and "base_model" not in header
 
 
+def test_a_repository_is_private_where_asked_and_else_as_its_owners_settings_have_it(hub: Hub, released):
+    assert main(["push", str(released), "me/mine", "--private"]) == 0
+    assert main(["push", str(released), "me/default"]) == 0
+    assert hub.visibility == {"me/mine": "private", "me/default": None}
+
+
 def test_a_folder_for_transformers_can_be_pushed(hub: Hub, released):
     assert main(["push", str(released), "me/theirs", "--to", "huggingface"]) == 0
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= hub.files[

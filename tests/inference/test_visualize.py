@@ -78,15 +78,17 @@ def test_crowded_labels_become_numbers_with_a_legend_below(labels):
 
 
 @pytest.mark.parametrize("count", [12, 13, 14, 15])
-def test_a_legend_of_several_columns_shows_each_entry_whatever_their_number(count, labels):
+def test_a_legend_of_several_columns_shows_each_entry_at_any_width(count, labels):
     names = [f"n{i}" for i in range(count)]
-    image = Image.new("RGB", (300, 100), GRAY)
-    picture = draw_detections(image, detections([[100, 40, 200, 60]] * count, names))
-    moved = sum(text.isdigit() for _, text in labels)
-    legend = np.array(picture)[100:]
-    for name in names[-moved:]:
-        assert (legend == color_of(name)).all(-1).sum() >= 50
-    assert moved >= 4 and len(legend) < moved * visualize.SMALLEST_FONT  # several to a line
+    for width in range(200, 360, 4):
+        labels.clear()
+        image = Image.new("RGB", (width, 100), GRAY)
+        picture = draw_detections(image, detections([[100, 40, 200, 60]] * count, names))
+        moved = sum(text.isdigit() for _, text in labels)
+        legend = np.array(picture)[100:]
+        for name in names[-moved:]:
+            assert (legend == color_of(name)).all(-1).sum() >= 50
+        assert moved >= 4 and len(legend) < moved * visualize.SMALLEST_FONT  # several to a line
 
 
 def test_larger_pictures_have_larger_labels(labels):

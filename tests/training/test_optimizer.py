@@ -186,6 +186,13 @@ def test_moving_average_follows_its_formula_leaves_out_steps_that_were_and_survi
         MovingAverage(model, 1.0)
 
 
+def test_the_averaged_model_of_one_in_training_is_ready_for_evaluation() -> None:
+    model = Toy().train()
+    average = MovingAverage(model, decay=0.9).model
+    assert model.training and not any(module.training for module in average.modules())
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+
+
 def test_every_parameter_has_mmdets_learning_rate_and_weight_decay(golden: Path) -> None:
     theirs = json.loads((golden / "tiny/optimizer_groups.json").read_text())
     model = tiny_model()

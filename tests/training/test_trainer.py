@@ -145,6 +145,15 @@ def test_a_step_that_is_left_out_for_its_loss_does_not_move_the_average(
     )
 
 
+def test_terms_that_are_infinite_are_named_as_those_that_are_no_numbers_are(tmp_path: Path) -> None:
+    step = dataclasses.replace(
+        step_values(math.inf), terms={"loss": math.inf, "loss_cls": 1.0, "loss_bbox": -math.inf, "loss_iou": math.nan}
+    )
+    LossGuard(tmp_path / "nonfinite.jsonl", "skip", scaled=False).check([step])
+    record = json.loads((tmp_path / "nonfinite.jsonl").read_text())
+    assert record["terms"] == ["loss", "loss_bbox", "loss_iou"]
+
+
 def test_only_bad_losses_give_up_in_the_end(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path / "nonfinite.jsonl", "skip", scaled=False, max_in_a_row=4)
     bad, good = step_values(math.nan), step_values(1.0)
