@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from protocol_data import LAYOUTS
 from shapes_data import write_shapes
 from training_runs import SMALL
 
@@ -71,6 +72,14 @@ def test_retained_data_of_any_format_keep_their_own_names(tmp_path: Path) -> Non
     document = json.loads(found.file.read_text())
     assert {one["name"] for one in document["categories"]} <= {"circle", "square", "triangle"}
     assert len(document["images"]) == 2 and found.images.is_dir()
+
+
+def test_retained_data_of_coco_lvis_and_mdetr_are_measured_as_they_are(tmp_path: Path) -> None:
+    for name in ("coco", "lvis", "grefcoco"):
+        LAYOUTS[name](tmp_path / name)
+        (source,) = (tmp_path / name).glob("*annotations/*.json")
+        found = retained_data(source, tmp_path)
+        assert found.file == source and not (tmp_path / "retain.json").exists()
 
 
 def test_replay_makes_other_data_a_share_of_each_epoch(data: Path, tmp_path: Path) -> None:

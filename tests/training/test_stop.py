@@ -45,6 +45,20 @@ def test_time_that_is_up_ends_a_run_before_its_next_step(data: Path, tmp_path: P
     assert StopRequest("1h").reason() is None
 
 
+@pytest.mark.parametrize(("times", "stopped"), [([1, 2, 3], False), ([3, 4, 6.9], False), ([3, 4, 7], True)])
+def test_a_run_ends_where_one_more_step_as_long_as_the_longest_would_not_fit(
+    times: list[float], stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    request = StopRequest("10s")
+    reasons = []
+    for passed in times:
+        now[0] = 100.0 + passed
+        reasons.append(request.reason())
+    assert reasons == [None, None, "--max-time 10s" if stopped else None]
+
+
 @pytest.mark.parametrize(("text", "expected"), [("3h50m", 13800), ("90m", 5400), ("1d1s", 86401), ("0s", 0)])
 def test_durations(text: str, expected: float) -> None:
     assert seconds(text) == expected
