@@ -19,7 +19,9 @@ from groundingdino.config import BackboneConfig, DataConfig, ModelConfig, Optimi
 from groundingdino.data.synthetic import SyntheticConfig
 from groundingdino.data.synthetic_refcoco import write_dataset
 from groundingdino.runtime import distributed
+from groundingdino.training.criterion import Criterion
 from groundingdino.training.learner import Learner
+from groundingdino.training.nonfinite import NonFiniteLossError
 from groundingdino.training.stop import RunStopped, StopRequest, stop_on_signals
 from groundingdino.training.trainer import fit
 from groundingdino.training.validation import Assessor
@@ -107,7 +109,7 @@ def assert_same_end(run: Path, reference: Path) -> None:
 def kill_when(condition: str) -> None:
     """Let this process kill itself, as kill -9 does, at a moment: "step:N", "save:N", "evaluation:N" or "never".
 
-    "slow:N" kills nothing: the first checkpoint takes N seconds longer.
+    "slow:N" and "nan:N" kill nothing: the first checkpoint takes N seconds longer, the N-th loss is not finite.
     A step counts from the start of the process; "save:N" dies half way through writing the N-th checkpoint, where no
     public door leads. A third part names another signal: "step:N:SIGUSR1".
     """
@@ -122,6 +124,9 @@ def kill_when(condition: str) -> None:
         return
     if kind == "slow":
         make_saving_slow(float(number))
+        return
+    if kind == "nan":
+        make_loss_bad(int(number))
         return
     owner, name = places[kind]
     original, calls = getattr(owner, name), [0]
@@ -149,6 +154,18 @@ def make_saving_slow(seconds: float) -> None:
     safetensors_file._bytes_of = slow
 
 
+def make_loss_bad(number: int) -> None:
+    """The loss of one micro-batch of this process is NaN."""
+    original, calls = Criterion.forward, [0]
+
+    def forward(self: Criterion, *arguments: Any) -> dict[str, torch.Tensor]:
+        calls[0] += 1
+        terms = original(self, *arguments)
+        return terms if calls[0] != number else {name: term * torch.nan for name, term in terms.items()}
+
+    Criterion.forward = forward
+
+
 def main(data: str, run: str, condition: str) -> None:
     """Train until the end or until killed: python training_runs.py DATA RUN CONDITION."""
     torch.set_num_threads(1)
@@ -164,7 +181,7 @@ def main(data: str, run: str, condition: str) -> None:
     with stop_on_signals(request):
         try:
             fit(config, world, request)
-        except (RunStopped, OSError) as error:
+        except (RunStopped, OSError, NonFiniteLossError) as error:
             print(error, flush=True)
             code = 75 if isinstance(error, RunStopped) else 2
     distributed.shutdown()

@@ -1,5 +1,6 @@
 """A run that is asked to end saves its state at the next step, says so, and goes on bit-equal."""
 
+import json
 import os
 import signal
 import subprocess
@@ -132,6 +133,18 @@ def test_processes_stop_together_where_one_of_them_gets_the_signal(tmp_path: Pat
     assert state["position"]["step"] == 3
     first, second = (torch.Generator().set_state(one["torch"]).initial_seed() for one in state["random"])
     assert first != second  # dropout differs between the processes
+
+
+@pytest.mark.slow
+def test_a_loss_of_one_process_that_is_not_finite_ends_all_of_them_and_names_its_images(tmp_path: Path) -> None:
+    scene_folder, run = scenes(tmp_path / "data"), tmp_path / "run"
+    for process in two_processes(scene_folder, run, "nan:3", TEST_TIMEOUT="15"):
+        output, errors = process.communicate(timeout=180)
+        assert process.returncode == 2, errors[-2000:]
+        assert output.splitlines()[-1].startswith("step 3: the loss is not finite, the step was left out; images: ")
+    (record,) = (json.loads(line) for line in (run / "nonfinite.jsonl").read_text().splitlines())
+    assert (record["rank"], record["step"]) == (1, 3)
+    assert len(record["samples"]) == 2 and all(sample["image"] in output for sample in record["samples"])
 
 
 @pytest.mark.slow
