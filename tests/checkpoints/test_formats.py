@@ -259,6 +259,12 @@ def test_a_checkpoint_of_another_model_is_called_by_its_name(tmp_path, model, co
     assert_refused(tmp_path / "other.pth", model.replace("(", r"\(").replace(")", r"\)"))
 
 
+@pytest.mark.parametrize("container", ["state_dict", "model"])
+def test_an_entry_that_is_only_called_like_a_dict_of_weights_is_refused_by_name(tmp_path, container):
+    torch.save({container: "swin_t", "backbone.patch_embed.norm.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    assert_refused(tmp_path / "other.pth", f"{container!r} among its weights is a str, not a tensor")
+
+
 def assert_refused(source: Path, message: str, folder: Path | None = None) -> None:
     target = (folder or source.parent / "target") / "out.safetensors"
     target.parent.mkdir()

@@ -7,6 +7,7 @@ import pytest
 
 from groundingdino.evaluation.answer_file import AnswerStore, read_answers
 from groundingdino.evaluation.answers import ImageAnswer
+from groundingdino.runtime import distributed
 
 
 def answer(image_id: int, count: int = 3) -> ImageAnswer:
@@ -77,6 +78,16 @@ def test_a_finished_evaluation_has_nothing_left_to_answer(tmp_path):
         assert store.answered() == {1, 2}
         assert len(list(store.gathered())) == 2
     assert len(list(read_answers(tmp_path / "answers")[1])) == 2
+
+
+def test_a_finished_evaluation_is_read_by_the_main_process_alone(tmp_path, monkeypatch):
+    with fill(tmp_path / "answers", [1, 2]) as store:
+        list(store.gathered())
+    fakes = {"rank": lambda: 1, "world_size": lambda: 2, "barrier": lambda: None, "gather_objects": lambda own: [own]}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(distributed, name, fake)
+    with AnswerStore(tmp_path / "answers", {"checkpoint": "a"}, resume=True) as store:
+        assert store.answered() == frozenset()  # else every answer would be sent once by each process
 
 
 def test_an_image_answered_again_after_an_interruption_counts_once(tmp_path):

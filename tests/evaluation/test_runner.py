@@ -60,12 +60,6 @@ def test_every_image_is_asked_once_and_shared_captions_are_encoded_once(folder, 
     assert {image_id: figure[0] for image_id, figure in evaluation.figures.items()} == dict.fromkeys(range(5), 2 * 20)
 
 
-def test_the_report_says_how_images_were_resized_and_how_many_were_asked_about(folder):
-    report = evaluate(tiny_model(), CountingProtocol(folder), OPTIONS, boxes_per_caption=20).report()
-    assert report["protocol"] == {"image": "into 48x64 pixels, Pillow bilinear", "arithmetic": OPTIONS.precision}
-    assert (report["images"], report["prompts"]) == (5, 5)
-
-
 @dataclass(frozen=True)
 class ManyCaptions(CountingProtocol):
     """Captions of which some come back with other images."""
