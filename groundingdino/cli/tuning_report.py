@@ -11,8 +11,7 @@ from torch import Tensor
 
 from groundingdino.cli import operator_report
 from groundingdino.config import BackboneConfig, swin_b, swin_t
-from groundingdino.model.backbone import map_windows
-from groundingdino.ops import Windows, ms_deform_attn_reference, window_attention_reference
+from groundingdino.ops import Windows, map_windows, ms_deform_attn_reference, window_attention_reference
 from groundingdino.ops.ms_deform_attn import npu
 from groundingdino.ops.ms_deform_attn import triton as on_gpu
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_backward_reference

@@ -34,7 +34,7 @@ from groundingdino.model.detector import GroundingDINO
 from groundingdino.model.image_tokens import flatten_levels
 from groundingdino.ops import ms_deform_attn_reference, window_attention_reference
 from groundingdino.ops.ms_deform_attn.op import pairs
-from groundingdino.ops.window_attention import Windows
+from groundingdino.ops.windows import Windows, window_map
 from groundingdino.structures import ImageBatch, TextBatch
 
 TOKENIZER_FILE, EXAMPLE_FILE = "tokenizer.json", "example.py"
@@ -70,10 +70,10 @@ class Form(nn.Module):
 
     def images(self, pixels: Tensor) -> ImageBatch:
         """The batch of one normalised image; pixels (1, 3, H, W)."""
-        # No 8-bit pixel is exactly the mean, so zeros are padding. Its size is known to the graph alone: none is given.
+        # No 8-bit pixel is exactly the mean, so zeros are padding. Only the graph knows how much.
         real = (pixels != 0).any(dim=1)
         valid = real.any(dim=2)[:, :, None] & real.any(dim=1)[:, None]
-        return ImageBatch(pixels.to(self.dtype), valid, ((0, 0),) * len(pixels))
+        return ImageBatch(pixels.to(self.dtype), valid, padded=True)
 
 
 class TextForm(Form):
@@ -228,7 +228,7 @@ class DetectHalf(Form):
         """Logits (1, Q, T) before the sigmoid and boxes (1, Q, 4), cxcywh in [0, 1] of the unpadded image."""
         # One by one: a loaded program of torch 2.9 cannot check the sizes of what came as *levels.
         levels = [level for level in (level_0, level_1, level_2, level_3, level_4) if level is not None]
-        images = ImageBatch(image_valid[:, None], image_valid, ((0, 0),) * len(image_valid))
+        images = ImageBatch(image_valid[:, None], image_valid, padded=True)
         tokens = flatten_levels([level.to(self.dtype) for level in levels], self.model.level_embedding, images)
         text = TextBatch(position_ids, position_ids, attends, valid)  # the token numbers have had their use
         prediction = self.model.detect(tokens, text_features.to(self.dtype), text).layers[-1]
@@ -271,7 +271,7 @@ def fitted_image(image: Image.Image, options: Options) -> ImageBatch:
     pixels, valid = torch.zeros(1, 3, *size), torch.zeros(1, *size, dtype=torch.bool)
     normalize(to_tensor(image.resize((width, height), Image.Resampling.BILINEAR)), out=pixels[0, :, :height, :width])
     valid[:, :height, :width] = True
-    return ImageBatch(pixels, valid, ((height, width),))
+    return ImageBatch(pixels, valid, padded=(height, width) != size)
 
 
 def _free_axes(form: Form, name: str, dynamic: bool) -> dict[int, Any]:
@@ -327,6 +327,7 @@ def _write_graph(form: Form, values: Values, file: Path, options: Options) -> No
         operators = export_program(form, values, options.dynamic).run_decompositions({
             torch.ops.groundingdino.ms_deform_attn.default: _deformable_attention,
             torch.ops.groundingdino.window_attention.default: _window_attention,
+            torch.ops.groundingdino.window_map.default: window_map,
         })  # fmt: skip
         program = torch.onnx.export(
             operators,

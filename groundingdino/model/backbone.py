@@ -19,46 +19,16 @@ from torch import Tensor, nn
 from groundingdino.config import BackboneConfig
 from groundingdino.model.attention import FeedForward
 from groundingdino.model.stochastic_depth import DropPath, residual_branch, sample_drop_path
-from groundingdino.ops import Linear, Windows, window_attention
+from groundingdino.ops import Linear, Windows, map_windows, window_attention
+from groundingdino.ops.windows import ceil_div
 
 PATCH = 4  # pixels a side
-MASKED = -100.0  # mmdet's "do not look" in a shifted window; its softmax weight vanishes in float32
-
-
-def ceil_div(size: int, part: int) -> int:
-    """How many parts cover the size. Written so that torch.export can reason about sizes that it does not know."""
-    return (size + part - 1) // part
 
 
 @cache
 @torch.inference_mode(False)  # cached for training too, whichever caller comes first
 def _relative_position_index(window: int, device: torch.device) -> Tensor:
     return get_relative_position_index(window, window, device=device).flatten()
-
-
-def map_windows(height: int, width: int, window: int, shift: int, like: Tensor) -> Windows:
-    """The windows of one map, on the device and in the dtype of `like`.
-
-    Worked out once on token numbers instead of in every block on features.
-    """
-    down, across = ceil_div(height, window), ceil_div(width, window)  # windows in a column, and in a row
-
-    # The token at each place (down, across, window, window) of the windows: the padded map is rolled
-    row = torch.arange(down * window, device=like.device).roll(-shift).view(down, 1, window, 1)
-    column = torch.arange(across * window, device=like.device).roll(-shift).view(across, 1, window)
-    real = (row < height) & (column < width)
-    token = torch.where(real, row * width + column, height * width).view(-1, window**2)
-
-    # The place of each token; the last is the padding's
-    places = torch.arange(down * across * window**2, device=like.device)
-    place = places.new_zeros(height * width + 1).scatter(0, token.flatten(), places)[:-1]
-
-    # Tokens of a window that were no neighbours before the roll do not look at each other: those from beyond an edge
-    mask = None
-    if shift:
-        region = (2 * (row < shift) + (column < shift)).view(-1, window**2)
-        mask = ((region[:, None, :] != region[:, :, None]) * MASKED).to(like.dtype)  # (windows, N, N)
-    return Windows(token, place, mask)
 
 
 class WindowAttention(nn.Module):

@@ -7,7 +7,8 @@ from groundingdino.ops.ms_deform_attn import npu as npu  # registers the NPU's k
 from groundingdino.ops.ms_deform_attn import triton as triton  # registers the GPU's kernels; imports triton when used
 from groundingdino.ops.ms_deform_attn.op import ms_deform_attn
 from groundingdino.ops.ms_deform_attn.reference import ms_deform_attn_reference
-from groundingdino.ops.window_attention import Windows, window_attention, window_attention_reference
+from groundingdino.ops.window_attention import window_attention, window_attention_reference
+from groundingdino.ops.windows import Windows, map_windows
 
 __all__ = [
     "Activation",
@@ -18,6 +19,7 @@ __all__ = [
     "feed_forward_reference",
     "linear",
     "Windows",
+    "map_windows",
     "ms_deform_attn",
     "ms_deform_attn_reference",
     "window_attention",

@@ -56,14 +56,14 @@ def best_instruction_set() -> int:
     return loaded.best_isa()
 
 
-def has_cpu_kernel(operator: Operator, tensor: Tensor) -> bool:
+def has_cpu_kernel(operator: Operator, dtype: torch.dtype) -> bool:
     """Whether the CPU's kernel of an operator computes tensors of this type; see `runtime.kernels`.
 
     Raises:
         RuntimeError: the kernel is required and not built.
     """
     mode = kernel_mode(operator)
-    if mode == "off" or tensor.dtype not in _SUFFIXES:
+    if mode == "off" or dtype not in _SUFFIXES:
         return False
     if library() is None and mode == "require":
         raise RuntimeError(f"{VARIABLE} requires the kernel of {operator}, but the CPU's are not built; {HOW_TO_BUILD}")

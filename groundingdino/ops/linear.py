@@ -74,17 +74,25 @@ def bmm_reference(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
 
 def uses_cpu_kernel(x: Tensor, weight: Tensor, operator: Operator = "linear") -> bool:
     """Whether the CPU kernel computes x times the weight; in bfloat16 without gradients only."""
-    if x.device.type != "cpu" or x.dim() < 2 or x.dtype != weight.dtype:
+    if x.device.type != "cpu" or x.dim() < 2 or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return False
-    # A compiler chooses kernels by itself.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.numel() * len(weight) < MIN_MULTIPLY_ADDS:
+    # An exported graph is for other programs. A compiled one is for any size, and our kernels do not mind.
+    if torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling() or needs_gradient(x, weight):
+            return False
+    elif x.numel() * len(weight) < MIN_MULTIPLY_ADDS:
         return False
-    if x.dtype == torch.bfloat16:
-        return (
-            weight.is_contiguous() and not needs_gradient(x, weight) and has_cpu_kernel(operator, x) and _has_onednn()
-        )
+    if x.dtype == torch.bfloat16 and (not weight.is_contiguous() or needs_gradient(x, weight)):
+        return False
+    return _has_kernel(x.dtype, operator)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(dtype: torch.dtype, operator: Operator) -> bool:
+    if dtype == torch.bfloat16:
+        return has_cpu_kernel(operator, dtype) and _has_onednn()
     # Without AVX2, torch's own matmul is tuned better.
-    return x.dtype == torch.float32 and has_cpu_kernel(operator, x) and best_instruction_set() >= 1
+    return dtype == torch.float32 and has_cpu_kernel(operator, dtype) and best_instruction_set() >= 1
 
 
 @functools.cache
@@ -197,4 +205,4 @@ def _forward_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Act
 
 @torch.library.register_fake("groundingdino::linear")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

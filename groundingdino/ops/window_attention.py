@@ -4,13 +4,13 @@ Axes: B images, S tokens of the map, W windows, N places in a window, M heads, C
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from groundingdino.ops.cpu_library import call, has_cpu_kernel, workspace_size
+from groundingdino.ops.windows import Windows
 from groundingdino.runtime import tuning
 from groundingdino.runtime.kernels import kernel_mode
 
@@ -19,15 +19,6 @@ SCHEMA = f"({INPUTS}) -> Tensor"
 BACKWARD_SCHEMA = f"(Tensor grad, {INPUTS}) -> (Tensor, Tensor, Tensor)"
 SCORES = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}  # by type of qkv
 CHUNKS = 8  # of windows, for sums over windows; a constant, so that results do not depend on the number of threads
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Where tokens go: padding, roll and partition as lists of token numbers."""
-
-    token: Tensor  # (W, N) number of the token in a window's place; S in the padding
-    place: Tensor  # (S,) number of each token's place among the W * N
-    mask: Tensor | None  # (W, N, N) what is added to the scores; None in windows that are not shifted
 
 
 def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows) -> Tensor:
@@ -179,7 +170,7 @@ torch.library.define("groundingdino::window_attention_backward", BACKWARD_SCHEMA
 def _forward_cpu(
     qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> Tensor:
-    compute = forward if has_cpu_kernel("window_attention", qkv) else window_attention_reference
+    compute = forward if has_cpu_kernel("window_attention", qkv.dtype) else window_attention_reference
     return compute(qkv, padding, bias, Windows(token, place, mask)).contiguous()
 
 
@@ -187,7 +178,7 @@ def _forward_cpu(
 def _backward_cpu(
     grad: Tensor, qkv: Tensor, padding: Tensor, bias: Tensor, token: Tensor, place: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    compute = backward if has_cpu_kernel("window_attention", qkv) else window_attention_backward_reference
+    compute = backward if has_cpu_kernel("window_attention", qkv.dtype) else window_attention_backward_reference
     exact = bias.dtype
     grads = compute(grad.to(exact), qkv.to(exact), padding.to(exact), bias, Windows(token, place, mask))
     return grads[0].to(qkv.dtype), grads[1].to(qkv.dtype), grads[2]

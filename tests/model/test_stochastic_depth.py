@@ -5,8 +5,9 @@ import torch
 
 from groundingdino.config import BackboneConfig
 from groundingdino.model import backbone as backbone_module
-from groundingdino.model.backbone import SwinBackbone, map_windows
+from groundingdino.model.backbone import SwinBackbone
 from groundingdino.model.stochastic_depth import DropPath, sample_drop_path
+from groundingdino.ops import map_windows
 
 CPU = torch.device("cpu")
 

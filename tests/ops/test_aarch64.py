@@ -17,8 +17,7 @@ from ms_deform_attn_cases import CASES, arguments, flat
 from op_checks import assert_same, output_and_gradients, upstream
 from torch import Tensor
 
-from groundingdino.model.backbone import map_windows
-from groundingdino.ops import cpu_library, ms_deform_attn_reference, window_attention_reference
+from groundingdino.ops import cpu_library, map_windows, ms_deform_attn_reference, window_attention_reference
 from groundingdino.ops.ms_deform_attn import cpu
 from groundingdino.ops.window_attention import backward as window_backward
 from groundingdino.ops.window_attention import forward as window_forward

@@ -7,8 +7,7 @@ import torch
 from op_checks import EVERY_INSTRUCTION_SET, assert_same, output_and_gradients, upstream
 from torch import Tensor
 
-from groundingdino.model.backbone import map_windows
-from groundingdino.ops import Windows, cpu_library, window_attention, window_attention_reference
+from groundingdino.ops import Windows, cpu_library, map_windows, window_attention, window_attention_reference
 from groundingdino.ops.window_attention import backward, forward, window_attention_as
 
 CPU = torch.device("cpu")

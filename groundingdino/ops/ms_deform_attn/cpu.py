@@ -58,7 +58,7 @@ def _sizes(value: Tensor, shapes: Sequence[int], locations: Tensor) -> tuple[int
 
 @torch.library.impl("groundingdino::ms_deform_attn", "cpu")
 def _forward_cpu(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    if has_cpu_kernel("ms_deform_attn", value):
+    if has_cpu_kernel("ms_deform_attn", value.dtype):
         return forward(value, shapes, locations, weights)
     exact = value.to(locations.dtype)
     return ms_deform_attn_reference(exact, pairs(shapes), locations, weights).to(value.dtype)
@@ -69,7 +69,7 @@ def _backward_cpu(
     grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, exact = grad_output.to(locations.dtype), value.to(locations.dtype)
-    if has_cpu_kernel("ms_deform_attn", value):
+    if has_cpu_kernel("ms_deform_attn", value.dtype):
         grads = backward(grad, exact, shapes, locations, weights)
     else:
         grads = ms_deform_attn_backward_reference(grad, exact, pairs(shapes), locations, weights)
