@@ -66,7 +66,7 @@ def training_batch(height: int, width: int, images: int = 2) -> tuple[ImageBatch
     boxes = torch.tensor([0.4, 0.5, 0.3, 0.2]).expand(images, 1, 4)
     labels, real = torch.zeros(images, 1, dtype=torch.int64), torch.ones(images, 1, dtype=torch.bool)
     return (
-        ImageBatch(pixels, valid, ((height, width),) * images),
+        ImageBatch(pixels, valid, padded=False),
         text,
         Targets(boxes, named, labels, real, (1,) * images),
     )

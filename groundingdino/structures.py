@@ -34,7 +34,7 @@ class ImageBatch:
 
     pixels: Tensor  # (B, 3, H, W) float
     valid: Tensor  # (B, H, W) bool, True = real
-    sizes: tuple[tuple[int, int], ...]  # (height, width) of each image before padding, in pixels
+    padded: bool  # whether some image is smaller than the batch; known to the host, to leave out masks that say nothing
 
 
 @dataclass(frozen=True)

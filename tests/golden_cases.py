@@ -58,7 +58,7 @@ def image_batch(pixels: Tensor, sizes: list[list[int]]) -> ImageBatch:
     valid = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.bool)
     for row, (height, width) in zip(valid, sizes, strict=True):
         row[:height, :width] = True
-    return ImageBatch(pixels, valid, tuple((height, width) for height, width in sizes))
+    return ImageBatch(pixels, valid, padded=any(size != list(pixels.shape[2:]) for size in sizes))
 
 
 def text_batch(captions: list[str]) -> TextBatch:

@@ -48,7 +48,7 @@ def whole_batch(counts: tuple[int, ...]) -> tuple[Batch, DenoisingNoise]:
     named[:, :, 1:5] = valid[..., None]
     targets = Targets(boxes * valid[..., None], named, valid.long(), valid, counts)
     pixels = torch.randn(images, 3, 64, 64, generator=generator, dtype=torch.float64)
-    batch = ImageBatch(pixels, torch.ones(images, 64, 64, dtype=torch.bool), ((64, 64),) * images)
+    batch = ImageBatch(pixels, torch.ones(images, 64, 64, dtype=torch.bool), padded=False)
     shape = (images, GROUPS, 2, objects)
     noise = DenoisingNoise(
         torch.rand(shape, generator=generator),

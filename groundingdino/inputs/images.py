@@ -310,4 +310,4 @@ def collate_images(images: Sequence[Tensor], sides: Sequence[int] = ()) -> Image
     for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
         normalize(image, out=pixels[index, :, :h, :w])
         valid[index, :h, :w] = True
-    return ImageBatch(pixels, valid, sizes)
+    return ImageBatch(pixels, valid, padded=any(size != (height, width) for size in sizes))

@@ -71,11 +71,10 @@ def _flatten_level(features: Tensor, level_embedding: Tensor, images: ImageBatch
     height, width = features.shape[2:]
     y = _axis(images.valid[:, :, 0], height, features.shape[1] // 2)
     x = _axis(images.valid[:, 0, :], width, features.shape[1] // 2)
-    padded = any(size != images.pixels.shape[2:] for size in images.sizes)
     return ImageTokens(
         tokens=features.flatten(2).mT,
         position=_combine(y.encoding, x.encoding).to(level_embedding.dtype) + level_embedding,
-        valid=_combine(y.inside, x.inside).all(dim=-1) if padded else None,
+        valid=_combine(y.inside, x.inside).all(dim=-1) if images.padded else None,
         valid_ratios=torch.stack((x.ratio, y.ratio), dim=-1),
         grid=_combine(y.center, x.center).flip(-1),
         level_sizes=torch.cat((x.size, y.size))[None],

@@ -119,7 +119,7 @@ def predict(
     height, width = image.shape[1:]
     valid = torch.ones(1, height, width, dtype=torch.bool)
     geometry = ImageGeometry((height, width), (1.0, 1.0))
-    (encoded_image,) = engine.encode_batch(ImageBatch(image[None], valid, ((height, width),)), [geometry])
+    (encoded_image,) = engine.encode_batch(ImageBatch(image[None], valid, padded=False), [geometry])
     (encoded_prompt,) = engine.encode_prompts([prompt])
     ((logits, boxes),) = engine.token_logits(encoded_image, encoded_prompt)
     encoded = prompt.chunks[0].caption

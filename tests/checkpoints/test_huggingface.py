@@ -66,7 +66,7 @@ def test_transformers_computes_what_we_compute(ours, folder, case):
     with torch.no_grad():
         theirs = model.eval()(pixel_values=pixels, input_ids=text.token_ids, attention_mask=text.valid.long())
         valid = torch.ones(1, *pixels.shape[2:], dtype=torch.bool)
-        answer = load_detector(ours)(ImageBatch(pixels, valid, (tuple(pixels.shape[2:]),)), text).layers[-1]
+        answer = load_detector(ours)(ImageBatch(pixels, valid, padded=False), text).layers[-1]
     count = answer.logits.shape[-1]
     assert (theirs.pred_boxes - answer.boxes).abs().max() < OUTPUT_TOLERANCE
     assert (theirs.logits[..., :count] - answer.logits).abs().max() < OUTPUT_TOLERANCE

@@ -250,7 +250,8 @@ class TestSamples:
     def test_images_are_padded_with_zero_after_normalising(self):
         small, large = torch.full((3, 4, 6), 200, dtype=torch.uint8), torch.full((3, 5, 3), 10, dtype=torch.uint8)
         images = collate_images([small, large])
-        assert images.pixels.shape == (2, 3, 5, 6) and images.sizes == ((4, 6), (5, 3))
+        assert images.pixels.shape == (2, 3, 5, 6) and images.padded
+        assert not collate_images([small, small]).padded
         assert (images.pixels != 0).all(dim=1).equal(images.valid)
         assert images.valid.sum(dim=(1, 2)).tolist() == [24, 15]
 

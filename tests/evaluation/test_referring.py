@@ -174,7 +174,7 @@ class TestEvaluator:
         model = tiny_model()
         calls = []
         encode = model.encode_image
-        monkeypatch.setattr(model, "encode_image", lambda images: calls.append(images.sizes) or encode(images))
+        monkeypatch.setattr(model, "encode_image", lambda images: calls.append(images) or encode(images))
         seen = []
         evaluate_referring(
             model, ReferringProtocol(expressions, folder), replace(OPTIONS, batch_size=2), progress=seen.append

@@ -236,7 +236,7 @@ def dynamic_halves(checkpoint, photos, tmp_path_factory):
 
 def inputs_of_another_size(size, caption):
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    images = ImageBatch(pixels, torch.ones(1, *size, dtype=torch.bool), (size,))
+    images = ImageBatch(pixels, torch.ones(1, *size, dtype=torch.bool), padded=False)
     return images, export.encode_caption(caption)
 
 

@@ -199,7 +199,7 @@ def test_half_precision_weights_give_nearly_the_same_scores(model):
     exact = postprocess.referring_scores(model(images, text).layers[-1].logits).amax()
     for dtype in (torch.bfloat16, torch.float16):
         half = tiny_model().to(dtype)
-        output = half(ImageBatch(images.pixels.to(dtype), images.valid, images.sizes), text).layers[-1]
+        output = half(ImageBatch(images.pixels.to(dtype), images.valid, images.padded), text).layers[-1]
         assert output.logits[output.logits.isfinite()].dtype == torch.float32
         assert postprocess.referring_scores(output.logits).amax().item() == pytest.approx(exact.item(), abs=0.02)
 

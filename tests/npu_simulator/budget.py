@@ -127,7 +127,7 @@ def _batch(images: int, height: int, width: int) -> Batch:
     pixels, valid = torch.randn(images, 3, height, width), torch.ones(images, height, width, dtype=torch.bool)
     assert batch.targets is not None
     targets = dataclasses.replace(batch.targets, boxes=batch.targets.boxes.float())
-    return dataclasses.replace(batch, images=ImageBatch(pixels, valid, ((height, width),) * images), targets=targets)
+    return dataclasses.replace(batch, images=ImageBatch(pixels, valid, padded=False), targets=targets)
 
 
 def lines(counting: Counting, learner: Learner, runtime: dict[str, int]) -> list[str]:
