@@ -6,6 +6,7 @@ import sys
 BENCHMARKS = {
     "inference": ("inference", "one image and one sentence, beside transformers, and the share of the matrix bound"),
     "bfloat16": ("bfloat16", "one image in bfloat16, beside our float32 and transformers in bfloat16"),
+    "compiled": ("compiled", "one image as torch compiles the model, beside the model as it is"),
     "sentences": ("sentences", "the evaluator at 7.5 sentences a photograph, beside transformers"),
     "training": ("training", "a training step with and without activation checkpointing, beside transformers"),
     "categories": ("categories", "80 and 1,203 names in one image"),

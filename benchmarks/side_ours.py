@@ -29,8 +29,7 @@ Inputs = dict[str, Tensor]
 def images_of(inputs: Inputs, dtype: torch.dtype = torch.float32) -> ImageBatch:
     """Images without padding."""
     pixels = inputs["pixels"].to(dtype)
-    size = (pixels.shape[2], pixels.shape[3])
-    return ImageBatch(pixels, torch.ones(len(pixels), *size, dtype=torch.bool), (size,) * len(pixels))
+    return ImageBatch(pixels, torch.ones(len(pixels), *pixels.shape[2:], dtype=torch.bool), padded=False)
 
 
 def text_of(inputs: Inputs) -> TextBatch:
@@ -67,6 +66,11 @@ class Side:
         """Leave the process group."""
         distributed.shutdown()
 
+    def compile(self) -> dict[str, float]:
+        """From now on `predict` runs the model as torch compiles it."""
+        self.predictor = Predictor(self.model, compile=True)
+        return {}
+
     def to_bfloat16(self) -> dict[str, float]:
         """From now on weights and images are in bfloat16."""
         self.model.bfloat16()
@@ -79,12 +83,12 @@ class Side:
         last = self.model(images_of(inputs, dtype), text_of(inputs)).layers[-1]
         return {"scores": last.logits.amax(-1).sigmoid().float(), "boxes": last.boxes.float()}
 
-    def predict(self, inputs: Inputs) -> dict[str, float]:
-        """One image from its pixels to boxes, as the predictor is used."""
+    def predict(self, inputs: Inputs) -> dict[str, Tensor]:
+        """One image from its pixels to boxes, as the predictor is used: its scores, falling."""
         height, width = inputs["photograph"].shape[1:]
         self.predictor.scale = min(height, width), max(height, width)  # as it is
-        self.predictor.predict(inputs["photograph"], referring="the man in the red shirt on the left")
-        return {}
+        sentence = "the man in the red shirt on the left"
+        return {"scores": self.predictor.predict(inputs["photograph"], referring=sentence, top_k=300).scores}
 
     @torch.inference_mode()
     def image_half(self, inputs: Inputs) -> dict[str, float]:

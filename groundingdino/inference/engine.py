@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from groundingdino.inference import postprocess
+from groundingdino.inference.compiled import CompiledDetector
 from groundingdino.inference.prompts import CaptionChunk, ResolvedPrompt
 from groundingdino.inference.vocabulary import Vocabulary
 from groundingdino.inputs.images import ImageGeometry, ResizedImage, collate_images
@@ -93,6 +94,7 @@ class Engine:
         autocast: "fp32" for none, "bf16" or "fp16": float32 weights, and torch picks the type operator by operator.
         pairs_per_pass: (image, caption) pairs that run together; default is what suits the device.
         name: what to call the model in messages, such as its checkpoint.
+        compile: run the model's parts as torch compiles them; see `inference.compiled`.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Engine:
         autocast: str = "fp32",
         pairs_per_pass: int | None = None,
         name: str = "the model",
+        compile: bool = False,
     ) -> None:
         weight = next(model.parameters())
         self.model = model
@@ -110,6 +113,7 @@ class Engine:
         self.pairs_per_pass = pairs_per_pass or devices.pairs_at_once(self.device)
         self._dtype = weight.dtype
         self._autocast = autocast
+        self._parts = CompiledDetector(model) if compile else model
 
     def encode_images(self, images: Sequence[ResizedImage]) -> list[EncodedImage]:
         """The images' halves, encoded as one batch, padded to the largest."""
@@ -123,7 +127,7 @@ class Engine:
         batch = to_device(batch, self.device)
         batch = replace(batch, pixels=batch.pixels.to(self._dtype))
         with devices.autocast(self.device, self._autocast):
-            tokens = self.model.encode_image(batch)
+            tokens = self._parts.encode_image(batch)
         return [EncodedImage(tokens, row, geometry) for row, geometry in enumerate(geometries)]
 
     @torch.no_grad()
@@ -142,7 +146,7 @@ class Engine:
             group = new[start : start + CAPTIONS_PER_PASS]
             batch = to_device(collate_text(group, self.model.config.max_tokens), self.device)
             with devices.autocast(self.device, self._autocast):
-                encoded = self.model.encode_text(batch)  # (B, T, D)
+                encoded = self._parts.encode_text(batch)  # (B, T, D)
             for caption, row in zip(group, encoded, strict=True):
                 features[caption.token_ids] = row[: len(caption.token_ids)]
         return [
@@ -226,7 +230,7 @@ class Engine:
         text = to_device(collate_text([item.chunk.caption for item in work], self.model.config.max_tokens), self.device)
         tokens = work[0].image.tokens.take([item.image.row for item in work])
         with devices.autocast(self.device, self._autocast):
-            output = self.model.detect(tokens, _padded([item.features for item in work], text), text)
+            output = self._parts.detect(tokens, _padded([item.features for item in work], text), text)
         return output.layers[-1].logits.float(), output.layers[-1].boxes.float()
 
     @torch.no_grad()

@@ -82,6 +82,7 @@ def load_model(
     precision: str = "fp32",
     scale: tuple[int, int] | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    compile: bool = False,
 ) -> "Predictor":
     """A predictor from weights.
 
@@ -93,6 +94,7 @@ def load_model(
         scale: see `Predictor`; default is what the checkpoint was trained for, (800, 1333) where it does not say.
         adapter: file of an adapter that was trained on these weights, or several, whose changes add up. They are merged
             into the weights, so nothing is slower.
+        compile: see `Predictor`.
     Raises:
         ValueError: one line about what is wrong with a file, the device or the precision.
         OSError: the cache of converted and downloaded weights cannot be written.
@@ -104,7 +106,8 @@ def load_model(
     model = load_detector(checkpoint, "cpu" if adapters else chosen)
     if adapters:
         merge_adapters(model, adapters)
-    return Predictor(model, chosen, precision, scale or image_scale(checkpoint, DEFAULT_SCALE), name=str(path))
+    size = scale or image_scale(checkpoint, DEFAULT_SCALE)
+    return Predictor(model, chosen, precision, size, name=str(path), compile=compile)
 
 
 class Predictor:
@@ -117,8 +120,10 @@ class Predictor:
             "fp16-mixed", where they stay float32 and autocast picks the type operator by operator.
         scale: (short side, long side) in pixels that an image is resized to fit into.
         name: what to call the model in messages, such as its checkpoint.
+        compile: let torch compile the model's three parts: equal to 1e-4, and for images and prompts of all sizes. The
+            first image then takes minutes, a later process's first image seconds (docs/performance.md).
     Raises:
-        ValueError: for an unknown precision.
+        ValueError: for an unknown precision, and where torch has no compiler for the device.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class Predictor:
         precision: str = "fp32",
         scale: tuple[int, int] = DEFAULT_SCALE,
         name: str = "the model",
+        compile: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
@@ -138,7 +144,8 @@ class Predictor:
         dtype = torch.float32 if mixed else devices.PRECISIONS[base]
         self.model = model.eval().to(self.device, dtype)
         self.scale = scale
-        self.engine = Engine(self.model, self.device, autocast=base if mixed else "fp32", name=name)
+        autocast = base if mixed else "fp32"
+        self.engine = Engine(self.model, self.device, autocast, name=name, compile=compile)
         self.tokenizer = default_tokenizer()
 
     def __call__(self, images: Any, prompts: Any = None, **options: Any) -> Detections | list[Detections]:
