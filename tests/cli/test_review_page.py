@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -10,7 +13,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from training_runs import environment, free_port
 
+from groundingdino.cli.console import INTERRUPTED
 from groundingdino.cli.label import Arguments, choice_record, understood
 from groundingdino.cli.review_page import build_server
 from groundingdino.data.formats import registry
@@ -121,6 +126,20 @@ def test_only_the_page_can_change_something_and_no_file_is_served(address, folde
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no labelling run"):
         build_server(tmp_path, "127.0.0.1", 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_it_in_one_line(folder):
+    command = [sys.executable, "-m", "groundingdino", "label", "--review", folder, "--port", str(free_port())]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert "(Ctrl-C stops it)" in first and process.returncode == INTERRUPTED
+    assert errors == "groundingdino label: interrupted\n"
 
 
 @pytest.fixture
