@@ -62,7 +62,8 @@ def whole_batch(counts: tuple[int, ...]) -> tuple[Batch, DenoisingNoise]:
 def part_of(record: Any, start: int, stop: int) -> Any:
     """The images [start, stop) of a record; every tensor and tuple in it has one entry an image."""
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return dataclasses.replace(record, **{name: value[start:stop] for name, value in fields.items()})
+    kept = {name: value if isinstance(value, bool) else value[start:stop] for name, value in fields.items()}
+    return dataclasses.replace(record, **kept)
 
 
 def gradients_of(case: str, world: distributed.World, **changes: Any) -> dict[str, Tensor]:
