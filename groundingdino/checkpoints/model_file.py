@@ -113,7 +113,10 @@ def load_detector(
         for name, parts in stored.items():
             tensor = file.read(parts[0]) if len(parts) == 1 else torch.cat([file.read(part) for part in parts])
             if not allow_nonfinite and not _is_finite(tensor):
-                raise ValueError(f"{path}: not finite: {name!r} holds NaN or infinity, so its predictions mean nothing")
+                raise ValueError(
+                    f"{path}: not finite: {name!r} holds NaN or infinity, so its predictions mean nothing "
+                    "(gd.load_model(..., allow_nonfinite=True) loads it all the same)"
+                )
             tensors[name] = tensor.to(device, torch.float32)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()

@@ -83,6 +83,7 @@ def load_model(
     scale: tuple[int, int] | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
     compile: bool = False,
+    allow_nonfinite: bool = False,
 ) -> "Predictor":
     """A predictor from weights.
 
@@ -95,6 +96,7 @@ def load_model(
         adapter: file of an adapter that was trained on these weights, or several, whose changes add up. They are merged
             into the weights, so nothing is slower.
         compile: see `Predictor`.
+        allow_nonfinite: take weights that are NaN or infinite, too, for instance to look for them.
     Raises:
         ValueError: one line about what is wrong with a file, the device or the precision.
         OSError: the cache of converted and downloaded weights cannot be written.
@@ -103,7 +105,7 @@ def load_model(
     chosen = devices.pick_device(device)
     devices.prepare_device(chosen)
     adapters = [Path(adapter)] if isinstance(adapter, (str, Path)) else list(map(Path, adapter))
-    model = load_detector(checkpoint, "cpu" if adapters else chosen)
+    model = load_detector(checkpoint, "cpu" if adapters else chosen, allow_nonfinite)
     if adapters:
         merge_adapters(model, adapters)
     size = scale or image_scale(checkpoint, DEFAULT_SCALE)
