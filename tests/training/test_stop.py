@@ -136,6 +136,19 @@ def test_processes_stop_together_where_one_of_them_gets_the_signal(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_processes_stop_together_where_torchrun_gets_the_signal(tmp_path: Path) -> None:
+    scene_folder, run = scenes(tmp_path / "data"), tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += [str(Path(__file__).parent.parent / "training_runs.py"), str(scene_folder), str(run), "step:3:SIGTERM"]
+    variables = {**environment(), "KILL_RANK": "1", "SIGNAL_PARENT": "1"}
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=180)
+    assert found.returncode != 0
+    assert found.stdout.count("stopped by SIGTERM after step ") == 2
+    state = run_state.load_state(run / "last.state")
+    assert state["position"]["step"] in (3, 4) and len(state["random"]) == 2
+
+
+@pytest.mark.slow
 def test_a_loss_of_one_process_that_is_not_finite_ends_all_of_them_and_names_its_images(tmp_path: Path) -> None:
     scene_folder, run = scenes(tmp_path / "data"), tmp_path / "run"
     for process in two_processes(scene_folder, run, "nan:3", TEST_TIMEOUT="15"):
