@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from op_checks import EVERY_INSTRUCTION_SET, HAS_LINEAR_KERNEL, assert_same, output_and_gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -193,3 +194,22 @@ def test_it_compiles_into_one_graph():
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     for a, b in zip(output_and_gradients(compiled, *tensors), output_and_gradients(linear, *tensors), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not HAS_LINEAR_KERNEL, reason="nothing to call")
+@torch.no_grad()
+def test_a_compiled_graph_calls_the_kernel_for_all_sizes_and_an_exported_one_is_torchs_own():
+    layer, called = Linear(6, 8), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        called.append({node.target for node in graph.graph.nodes})
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (3, 5, 400):
+        x = torch.randn(2, rows, 6)
+        torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+    (targets,) = called
+    assert torch.ops.groundingdino.linear in targets and F.linear not in targets
+    exported = torch.export.export(layer, (x,), strict=False)
+    assert torch.ops.aten.linear.default in {node.target for node in exported.graph.nodes}
