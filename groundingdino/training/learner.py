@@ -12,7 +12,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from groundingdino.checkpoints import model_file
 from groundingdino.config import TrainConfig
 from groundingdino.data.batch import Batch
 from groundingdino.model import GroundingDINO
@@ -22,7 +21,7 @@ from groundingdino.structures import ImageBatch, Targets, TextBatch, to_device
 from groundingdino.training import optimizer as optim
 from groundingdino.training.criterion import Criterion, Normalizers
 from groundingdino.training.ema import MovingAverage
-from groundingdino.training.resume import TrainingState
+from groundingdino.training.resume import TrainingState, check_fits
 from groundingdino.training.step_clock import StepClock
 
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
@@ -212,9 +211,7 @@ class Learner:
             shapes = {name: tuple(p.shape) for name, p in parameters.items()}
             parts.append(("moving average", state.average, {**shapes, "steps": ()}))
         for part, tensors, expected in parts:
-            problem = model_file.compare_shapes({name: tuple(t.shape) for name, t in tensors.items()}, expected)
-            if problem:
-                raise ValueError(f"cannot resume: the state belongs to another model: {part}: {problem}")
+            check_fits(part, tensors, expected)
 
 
 def to_float32(record: Any) -> Any:

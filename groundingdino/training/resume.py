@@ -1,6 +1,7 @@
 """The state of a training run: its form, and which changes of the config a resumed run may make."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from groundingdino.checkpoints import run_state
+from groundingdino.checkpoints import model_file, run_state
 from groundingdino.config import TrainConfig, train_config_to_dict
 
 # A saved state has these built in: shapes, which parameters are trained, the order of the samples.
@@ -83,6 +84,13 @@ def load_state(path: Path) -> TrainingState:
         return state
     except (msgspec.ValidationError, AttributeError, TypeError) as error:  # a tensor in the place of a dict: the second
         raise ValueError(f"{path}: not a whole training state: {error}") from error
+
+
+def check_fits(part: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError where the tensors of a part of a state have not the names and shapes of this run's."""
+    problem = model_file.compare_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected)
+    if problem:
+        raise ValueError(f"cannot resume: the state belongs to another model: {part}: {problem}")
 
 
 def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from groundingdino.checkpoints import adapter, model_file, run_state
@@ -36,7 +37,7 @@ from groundingdino.training.loggers import open_loggers
 from groundingdino.training.nonfinite import LossGuard
 from groundingdino.training.profiling import StepProfiler
 from groundingdino.training.recorder import DeferredSteps, MetricsLog, plot_curves
-from groundingdino.training.resume import Position, TrainingState, changes, load_state
+from groundingdino.training.resume import Position, TrainingState, changes, check_fits, load_state
 from groundingdino.training.run_folder import RunFolder, RunLock
 from groundingdino.training.setup import initial_model, training_loader, with_rates
 from groundingdino.training.stop import RunStopped, StopRequest
@@ -142,9 +143,14 @@ class Trainer:
         if self.config.lora and self.config.init_from is None:
             raise ValueError("--lora adapts a trained model: name its weights with --init-from")
         if saved is None:
-            model = initial_model(self.config)
-        else:
-            model = build_detector(with_rates(model_config_from_dict(saved.model_config), self.config.model))
+            return self._prepared(initial_model(self.config))
+        sizes = with_rates(model_config_from_dict(saved.model_config), self.config.model)
+        with torch.device("meta"):  # no memory is taken for a model that the state does not fit
+            expected = self._prepared(build_detector(sizes)).state_dict()
+        check_fits("model", saved.model, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        return self._prepared(build_detector(sizes))
+
+    def _prepared(self, model: GroundingDINO) -> GroundingDINO:
         model.set_activation_checkpointing(self.config.activation_checkpointing)
         if self.config.lora:
             lora.add_adapters(model, self.config.lora, self._adapted_parts())

@@ -2,15 +2,18 @@
 
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fuzz.fuzzing import limits, outcome
+from fuzz.small_files import small_checkpoint
 from PIL import Image
 from training_runs import scenes, small_config
 
 from groundingdino.checkpoints import run_state
+from groundingdino.checkpoints.convert import convert_file
 from groundingdino.data.formats.files import read_yaml
 from groundingdino.data.formats.record import ReadOptions
 from groundingdino.data.formats.registry import read_splits
@@ -64,3 +67,36 @@ def test_a_training_state_with_a_tensor_among_its_settings(tmp_path: Path, part:
     run_state.save_state(path, state)
     with pytest.raises(ValueError, match="not a whole training state"):
         load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("downsample.reduction.weight", lambda tensor: tensor.to(torch.float8_e4m3fn), "1 weights are not float64, 32"),
+        (
+            "attention.self.key.bias",
+            lambda tensor: tensor[0],
+            r"query, key and value of .* have shapes \(\d+,\), \(\), ",
+        ),
+        ("attention.self.key.bias", lambda tensor: tensor[None], "query, key and value of .* have shapes "),
+    ],
+)
+def test_a_weight_that_cannot_be_put_in_its_place(tmp_path: Path, part: str, change: Callable, message: str) -> None:
+    path = small_checkpoint(tmp_path).with_suffix(".pth")
+    content = torch.load(path, weights_only=True)
+    name = next(name for name in content["state_dict"] if name.endswith(part))
+    content["state_dict"][name] = change(content["state_dict"][name])
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        convert_file(path, tmp_path / "b.safetensors")
+
+
+def test_a_training_state_that_names_a_larger_model_takes_no_memory_for_it(tmp_path: Path) -> None:
+    config = small_config(scenes(tmp_path / "data"), tmp_path / "run", epochs=1, resume="auto")
+    fit(config)
+    path = tmp_path / "run" / "last.state"
+    state = run_state.load_state(path)
+    state["model_config"]["text"] |= {"vocabulary": 1_000_000, "width": 2048}
+    run_state.save_state(path, state)
+    with limits(), pytest.raises(ValueError, match="the state belongs to another model: model: .*text_encoder"):
+        fit(config)

@@ -35,8 +35,12 @@ class KeyTable:
         return next((reason for pattern, reason in self._dropped.items() if pattern.fullmatch(name)), None)
 
     def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their tensors without those that are dropped."""
-        return {name: tensor for name, tensor in state.items() if self.dropped_because(name) is None}
+        """Their tensors without those that are dropped. ValueError for 8-bit numbers, which cannot be moved about."""
+        kept = {name: tensor for name, tensor in state.items() if self.dropped_because(name) is None}
+        tiny = [f"{name} {t.dtype}" for name, t in kept.items() if t.dtype.is_floating_point and t.dtype.itemsize == 1]
+        if tiny:
+            raise ValueError(f"{len(tiny)} weights are not float64, 32, 16 or bfloat16: {some(tiny)}")
+        return kept
 
 
 def rename(state: Mapping[str, Tensor], target: Callable[[str], str | None], model: str) -> dict[str, Tensor]:
@@ -105,7 +109,7 @@ def pack(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors whose thirds are joined into the tensor they are part of; others as they are.
 
     Raises:
-        ValueError: one or two of three are missing.
+        ValueError: one or two of three are missing, or they are of different sizes.
     """
     packed: dict[str, Tensor] = {}
     for part, tensor in parts.items():
@@ -116,5 +120,8 @@ def pack(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found = [parts[third] for third in thirds(name) if third in parts]
             if len(found) < 3:
                 raise ValueError(f"query, key and value of {name!r} are not all there")
+            shapes = [tuple(tensor.shape) for tensor in found]
+            if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+                raise ValueError(f"query, key and value of {name!r} have shapes {some(map(str, shapes))}")
             packed[name] = torch.cat(found)
     return packed
