@@ -206,7 +206,7 @@ class Learner:
             if missing:
                 raise ValueError(f"cannot resume: the state of the loss scale lacks {', '.join(sorted(missing))}")
         if (self.average is None) != (state.average is None):
-            raise ValueError("cannot resume: --ema-decay is on in only one of this run and the saved one")
+            raise ValueError("cannot resume: --ema-decay is on in only one of this run and the saved one: keep it")
         if state.average is not None:
             shapes = {name: tuple(p.shape) for name, p in parameters.items()}
             parts.append(("moving average", state.average, {**shapes, "steps": ()}))

@@ -103,8 +103,6 @@ def changes(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     changed = [name for name in after if before.get(name, after[name]) != after[name] and name not in NOT_OF_THE_RUN]
     lines = {name: f"{name.replace('_', '-')} {_shown(before[name])} -> {_shown(after[name])}" for name in changed}
     refused = [line for name, line in lines.items() if _is_fixed(name)]
-    if (before.get("ema_decay") == 0) != (after["ema_decay"] == 0):
-        refused.append(lines["ema_decay"])
     if refused:
         raise ValueError(
             f"cannot resume with {'; '.join(refused)}: the saved state depends on it; "

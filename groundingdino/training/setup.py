@@ -26,7 +26,6 @@ from groundingdino.data.formats.record import ReadOptions
 from groundingdino.model import GroundingDINO, build_detector
 from groundingdino.runtime import devices
 from groundingdino.runtime.distributed import World
-from groundingdino.runtime.messages import some
 
 BYTES_PER_PIXEL = 3 * 4 + 1  # three float32 channels and whether it is real
 
@@ -53,10 +52,12 @@ def _fresh_model(config: TrainConfig) -> GroundingDINO:
         return build_detector(config.model)
     text, weights = read_bert(config.text_from)
     model = build_detector(dataclasses.replace(config.model, text=text))
-    problem = model.text_encoder.load_state_dict(weights, strict=False)
-    missing = [name for name in problem.missing_keys if not name.startswith("projection.")]
-    if missing or problem.unexpected_keys:
-        raise ValueError(f"{config.text_from}: lacks {some(missing)}, or has too much: {some(problem.unexpected_keys)}")
+    own = model.text_encoder.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if not name.startswith("projection.")}
+    problem = model_file.compare_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, expected)
+    if problem:
+        raise ValueError(f"{config.text_from}: not the weights of the BERT in its config.json: {problem}")
+    model.text_encoder.load_state_dict(weights, strict=False)  # all but the projection
     return model
 
 

@@ -75,6 +75,23 @@ def test_what_is_no_bert_of_ours_is_refused_in_one_line(changes: dict[str, Any],
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": LAYERS - 1}, r"12 unexpected \(layers\.1\."),
+        ({"num_hidden_layers": LAYERS + 1}, r"12 missing \(layers\.2\."),
+        ({"intermediate_size": 2 * FFN}, r"6 of another shape \(layers\.0\.ffn\.fc1\.weight \(40, 24\) instead of"),
+    ],
+)
+def test_weights_of_another_bert_than_its_config_says_are_refused_in_one_line(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write_bert(tmp_path / "bert", **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        initial_model(dataclasses.replace(small_config(tmp_path, tmp_path), text_from=folder))
+    assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
+
+
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     (write_bert(tmp_path / "bert") / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     with pytest.raises(ValueError, match="not bert-base-uncased's vocabulary"):

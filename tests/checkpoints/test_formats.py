@@ -120,7 +120,8 @@ def test_a_converted_file_holds_all_that_the_model_needs(converted, theirs):
 
 
 def test_converting_back_is_bit_equal_tensor_for_tensor(converted, theirs, tmp_path):
-    convert_file(converted, tmp_path / "back.pth", to="mmdet")
+    report = convert_file(converted, tmp_path / "back.pth", to="mmdet")
+    assert report.permuted == 9
     assert equal(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], theirs)
 
 
@@ -180,6 +181,13 @@ def test_weights_that_are_not_finite_are_pointed_out(theirs, tmp_path):
 def test_the_heads_of_an_unusual_bert_can_be_given(theirs, tmp_path):
     report = convert_file(altered(theirs, tmp_path), tmp_path / "ours.safetensors", text_heads=4)
     assert report.config.text.num_heads == load_detector(tmp_path / "ours.safetensors").config.text.num_heads == 4
+
+
+@pytest.mark.parametrize(("said", "taken"), [(4, 4), (0, 2), (-4, 2), (True, 2), ("4", 2)])
+def test_the_heads_of_bert_are_taken_from_a_config_that_says_them_as_a_number(theirs, tmp_path, said, taken):
+    source = altered(theirs, tmp_path)
+    (source.parent / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": said}}))
+    assert convert_file(source, tmp_path / "ours.safetensors").config.text.num_heads == taken
 
 
 @pytest.mark.parametrize("to", ["mmdet", "huggingface"])

@@ -90,3 +90,16 @@ def test_a_split_that_the_file_does_not_hold_is_refused():
 def test_the_open_vocabulary_split_has_48_and_17_categories():
     assert (len(set(coco.BASE_48)), len(set(coco.NOVEL_17))) == (48, 17)
     assert not set(coco.BASE_48) & set(coco.NOVEL_17)
+
+
+def test_boxes_of_equal_score_rank_by_image_id_however_the_answers_come():
+    images = [{"id": number, "file_name": f"{number}.jpg", "width": 50, "height": 50} for number in (1, 2)]
+    objects = [{"id": n, "image_id": n, "category_id": 1, "bbox": [5, 5, 20, 20]} for n in (1, 2)]
+    document = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
+    wrong, right = (
+        coco.ImageAnswer(number, np.array([box], float), np.array([0.5]), np.zeros(1, int))
+        for number, box in ((1, [30, 30, 49, 49]), (2, [5, 5, 25, 25]))
+    )
+    truth = coco.CocoTruth.from_document(document)
+    first, second = (coco.score(truth, order).values["AP"] for order in ([wrong, right], [right, wrong]))
+    assert first == second == pytest.approx(51 / 101 / 2)  # one of two objects, behind a mistake

@@ -39,3 +39,10 @@ def test_a_caption_may_mark_more_phrases_than_have_boxes_but_not_fewer(phrases, 
     else:
         (question,) = flickr30k.Flickr30k.load(tmp_path / "a.json", tmp_path).questions()
         assert question.ids == (7,)
+
+
+def test_phrases_are_numbered_by_their_ids_whatever_the_order_of_their_boxes():
+    boxes = [box(number, 7, phrase_ids=number) for number in (1, 0)]
+    truth = flickr30k.FlickrTruth.from_document({"images": [entry(7, "1.jpg")], "annotations": boxes})
+    x, y, width, height = box(0, 7)["bbox"]
+    assert truth.boxes[7][0].tolist() == [[x, y, x + width, y + height]]

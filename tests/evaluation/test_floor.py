@@ -28,3 +28,9 @@ def test_the_centre_is_that_of_both_axes():
     wide, narrow = (0.0, 40, 90, 60), (58.0, 43, 62, 57)  # 5 and 10 pixels from the centre
     found = floors([expression(1, wide), expression(2, wide), expression(3, narrow)])
     assert found["centre box"] == {"refcoco": pytest.approx(2 / 3)}
+
+
+def test_all_boxes_of_an_image_are_chosen_from():
+    others = [expression(3, (50.0, 0, 60, 10)), expression(4, (70.0, 0, 80, 10))]
+    found = floors([expression(1, LARGE), expression(2, LARGE), *others])
+    assert found["largest box"] == {"refcoco": pytest.approx(2 / 4)}

@@ -288,6 +288,18 @@ def test_exported_programs_of_the_halves_answer_as_the_model_once_loaded_again(d
         torch.testing.assert_close(values["boxes"], prediction.boxes, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_the_three_parts_of_a_model_do_not_look_at_the_padding(photos):
+    model, images, text = random_model(SMALL), fitted(photos[1]), export.encode_caption("a cat.")
+    assert images.padded
+    values = export.first_values(images.pixels, text)
+    for part in export.halves(model).values():
+        values.update(zip(part.outputs, part(*(values[name] for name in part.inputs)), strict=True))
+    prediction = model(images, text).layers[-1]
+    torch.testing.assert_close(values["logits"], prediction.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(values["boxes"], prediction.boxes, atol=1e-4, rtol=1e-4)
+
+
 def test_a_name_with_several_prompts_has_the_score_of_the_best(photos):
     model, given = random_model(SMALL), fitted(photos[0])
     cat, both = vocabulary.Name("cat", ("cat", "kitten")), vocabulary.Name("dog")

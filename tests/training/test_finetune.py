@@ -13,13 +13,16 @@ from shapes_data import write_shapes
 from training_runs import SMALL, losses
 
 import groundingdino as gd
-from groundingdino.config import with_settings
+from groundingdino.checkpoints.model_file import save_detector
+from groundingdino.config import TrainConfig, with_settings
 from groundingdino.data.convert import convert
 from groundingdino.data.formats.record import ReadOptions
 from groundingdino.data.prepare import prepare
+from groundingdino.model import build_detector
 from groundingdino.training.finetune import FinetuneResult, Task, finetune, plan
 from groundingdino.training.recorder import StepValues
-from groundingdino.training.trainer import fit
+from groundingdino.training.trainer import FitResult, fit
+from groundingdino.training.validation import Assessment
 
 TINY = {
     "data.train_sides": (48, 56),
@@ -202,3 +205,33 @@ def test_the_estimate_at_the_start_changes_nothing(shapes: Path, tmp_path: Path)
     _, config = plan(Task(shapes, SMALL, tmp_path / "without", epochs=1))
     fit(with_settings(config, TINY))
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+class Weighs:
+    """In place of an assessor: tells which model it was given."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        pass
+
+    def assess(self, model: torch.nn.Module) -> Assessment:
+        return Assessment({"test": {"weight": weight(model)}}, {"test": ()})
+
+
+def weight(model: torch.nn.Module) -> float:
+    return next(model.parameters()).double().sum().item()
+
+
+def test_the_best_checkpoint_of_a_run_is_tested_and_not_the_last(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, weights = {}, {}
+    for seed, name in enumerate(("best", "final")):
+        torch.manual_seed(seed)
+        model = build_detector(SMALL)
+        weights[name] = weight(model)
+        files[name] = tmp_path / f"{name}.safetensors"
+        save_detector(files[name], model)
+    monkeypatch.setattr("groundingdino.training.finetune.fit", lambda *_: FitResult(tmp_path, 1, {}, 0.0, files))
+    monkeypatch.setattr("groundingdino.training.finetune.Assessor", Weighs)
+    assert tiny(shapes, tmp_path / "run").figures == {"test": {"weight": weights["best"]}}
+    assert weights["best"] != weights["final"]

@@ -131,9 +131,11 @@ def test_what_cannot_be_learned_or_used_is_one_line(predictor, examples, learned
     other = gd.LearnedPrompt(NAME, learned.tokens, "mm_gdino_b")
     other.save(tmp_path / "other.prompt")
     save_detector(tmp_path / "weights.prompt", tiny_model())
+    gd.LearnedPrompt(NAME, learned.tokens[0], learned.model).save(tmp_path / "vector.prompt")
     for name, message in [
         ("gone.prompt", "no such file"), ("other.prompt", "was learned with mm_gdino_b"),
         ("weights.prompt", "no learned prompt of groundingdino"),
+        ("vector.prompt", "no learned prompt of groundingdino"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             predictor.predict(images[0], categories=["dog", str(tmp_path / name)])

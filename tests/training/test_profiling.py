@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from training_runs import small_config
 
-from groundingdino.training.profiling import longest_in_tables
+from groundingdino.training.profiling import StepProfiler, longest_in_tables
 from groundingdino.training.step_clock import StepClock
 from groundingdino.training.trainer import fit
 
@@ -20,9 +20,19 @@ def test_a_profiled_run_leaves_a_trace_and_names_the_ten_longest_operators(data:
     assert all(" calls  " in line for line in lines[start + 1 : start + 11])
 
 
+def test_a_trace_holds_its_steps_and_not_the_one_before_or_behind(tmp_path: Path):
+    profiler = StepProfiler("2:3", tmp_path, torch.device("cpu"))
+    for step, operator in enumerate((torch.sin, torch.cos, torch.tan), start=1):
+        profiler.before(step)
+        operator(torch.ones(3))
+    profiler.close()
+    trace = (tmp_path / "trace.json").read_text()
+    assert [f"aten::{name}" in trace for name in ("sin", "cos", "tan")] == [False, True, False]
+
+
 def test_the_tables_of_torch_npus_profiler_are_read(tmp_path: Path):
     (tmp_path / "card" / "ASCEND_PROFILER_OUTPUT").mkdir(parents=True)
-    table = "Device_id,OP Type,Core Type,Count,Total Time(us)\n0,Add,AI_VECTOR_CORE,5,10.0\n0,MatMul,AI_CORE,2,2500.0\n"
+    table = "Device_id,OP Type,Core Type,Count,Total Time(us)\n0,Add,AI_VECTOR_CORE,5,90.0\n0,MatMul,AI_CORE,2,2500.0\n"
     (tmp_path / "card" / "ASCEND_PROFILER_OUTPUT" / "op_statistic.csv").write_text(table)
     first, second = longest_in_tables(tmp_path)
     assert first.split() == ["2.50", "ms", "2", "calls", "MatMul"] and second.endswith("Add")
