@@ -8,7 +8,7 @@ from typing import Any
 from groundingdino.checkpoints import model_file
 from groundingdino.checkpoints.bert import read_bert
 from groundingdino.checkpoints.hub import resolve
-from groundingdino.config import DataConfig, ModelConfig, TrainConfig
+from groundingdino.config import DataConfig, ModelConfig, TrainConfig, model_config_from_dict, model_config_to_dict
 from groundingdino.data import (
     Augmentation,
     GroundingDataset,
@@ -51,7 +51,11 @@ def _fresh_model(config: TrainConfig) -> GroundingDINO:
     if config.text_from is None:
         return build_detector(config.model)
     text, weights = read_bert(config.text_from)
-    model = build_detector(dataclasses.replace(config.model, text=text))
+    try:
+        sizes = model_config_from_dict(model_config_to_dict(dataclasses.replace(config.model, text=text)))
+    except ValueError as error:
+        raise ValueError(f"{config.text_from}: {error}") from error
+    model = build_detector(sizes)
     own = model.text_encoder.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in own.items() if not name.startswith("projection.")}
     problem = model_file.compare_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, expected)

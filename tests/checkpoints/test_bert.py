@@ -78,12 +78,13 @@ def test_what_is_no_bert_of_ours_is_refused_in_one_line(changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"num_attention_heads": 5}, "at odds with itself"),
         ({"num_hidden_layers": LAYERS - 1}, r"12 unexpected \(layers\.1\."),
         ({"num_hidden_layers": LAYERS + 1}, r"12 missing \(layers\.2\."),
         ({"intermediate_size": 2 * FFN}, r"6 of another shape \(layers\.0\.ffn\.fc1\.weight \(40, 24\) instead of"),
     ],
 )
-def test_weights_of_another_bert_than_its_config_says_are_refused_in_one_line(
+def test_a_bert_whose_config_fits_no_encoder_or_not_its_weights_is_refused_in_one_line(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = write_bert(tmp_path / "bert", **changes)
