@@ -186,7 +186,8 @@ def _native_weights(source: ForeignWeights, text_heads: int | None) -> NativeWei
 
 def _fresh_label_embedding(native: Mapping[str, Tensor]) -> Tensor:
     """As mmdet starts it; the same in every conversion."""
-    width = native["level_embedding"].shape[-1] if "level_embedding" in native else 0
+    levels = native.get("level_embedding")
+    width = levels.shape[-1:].numel() if levels is not None else 0
     return torch.randn(ModelConfig.num_labels, width, generator=torch.Generator().manual_seed(0))
 
 

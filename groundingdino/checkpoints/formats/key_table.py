@@ -109,7 +109,7 @@ def pack(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors whose thirds are joined into the tensor they are part of; others as they are.
 
     Raises:
-        ValueError: one or two of three are missing, or they are of different sizes.
+        ValueError: one or two of three are missing, or they are of different sizes or types.
     """
     packed: dict[str, Tensor] = {}
     for part, tensor in parts.items():
@@ -120,8 +120,8 @@ def pack(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
             found = [parts[third] for third in thirds(name) if third in parts]
             if len(found) < 3:
                 raise ValueError(f"query, key and value of {name!r} are not all there")
-            shapes = [tuple(tensor.shape) for tensor in found]
-            if () in shapes or len({shape[1:] for shape in shapes}) > 1:
-                raise ValueError(f"query, key and value of {name!r} have shapes {some(map(str, shapes))}")
+            if any(t.dim() == 0 for t in found) or len({(t.shape[1:], t.dtype) for t in found}) > 1:
+                forms = [f"{tuple(t.shape)} {t.dtype}" for t in found]
+                raise ValueError(f"query, key and value of {name!r} do not go together: {some(forms)}")
             packed[name] = torch.cat(found)
     return packed
