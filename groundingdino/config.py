@@ -271,6 +271,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run_dir: Path = Path("runs/refcoco")  # folder of checkpoints, metrics, pictures
     init_from: Path | None = None  # weights to start from: our .safetensors, or a .pth of mmdet
+    init_nonfinite: bool = False  # start from weights that are NaN or infinite, too
     epochs: Entries = 5  # passes over the training data
     class_weight: NotNegative = 1.0  # of the classification losses beside L1 (5) and GIoU (2)
     accumulation_steps: Entries = 1  # micro-batches per optimizer step; their gradients are averaged

@@ -115,7 +115,7 @@ def load_detector(
             if not allow_nonfinite and not _is_finite(tensor):
                 raise ValueError(
                     f"{path}: not finite: {name!r} holds NaN or infinity, so its predictions mean nothing "
-                    "(gd.load_model(..., allow_nonfinite=True) loads it all the same)"
+                    "(load_model(..., allow_nonfinite=True) and training with --init-nonfinite take it all the same)"
                 )
             tensors[name] = tensor.to(device, torch.float32)
     model.load_state_dict(tensors, strict=True, assign=True)

@@ -4,7 +4,7 @@ They are parametrizations of torch, so no layer knows of them. A matrix that pac
 for each of the three.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -85,21 +85,21 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state as it was before `add_adapters`."""
-    state = {}
-    for name, tensor in model.state_dict().items():
+def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a model as it was before `add_adapters`."""
+    base = {}
+    for name, tensor in state.items():
         owner, mark, rest = name.partition(MARK)
         if not mark:
-            state[name] = tensor
+            base[name] = tensor
         elif rest.endswith(".original"):
-            state[f"{owner}.{rest.removesuffix('.original')}"] = tensor
-    return state
+            base[f"{owner}.{rest.removesuffix('.original')}"] = tensor
+    return base
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model without adapters that computes the same; of a model without them its own."""
-    return merge_adapter(base_state(model), adapter_state(model))
+    return merge_adapter(base_state(model.state_dict()), adapter_state(model))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ FIXED = (
     "data.sampling_weights",
 )
 RATES = ("model.backbone.drop_path_rate", "model.fusion_dropout")  # parts of the model that hold no weights
-NOT_OF_THE_RUN = ("resume", "run_dir")  # differ from one start to the next; changes nothing
+NOT_OF_THE_RUN = ("resume", "run_dir", "init_nonfinite")  # differ from one start to the next; changes nothing
 
 
 @dataclass

@@ -41,7 +41,7 @@ def initial_model(config: TrainConfig) -> GroundingDINO:
     """
     if config.init_from is None:
         return _fresh_model(config)
-    loaded = model_file.load_detector(_initial_checkpoint(config.init_from))
+    loaded = model_file.load_detector(_initial_checkpoint(config.init_from), allow_nonfinite=config.init_nonfinite)
     model = build_detector(with_rates(loaded.config, config.model))
     model.load_state_dict(loaded.state_dict())
     return model

@@ -146,8 +146,9 @@ class Trainer:
             return self._prepared(initial_model(self.config))
         sizes = with_rates(model_config_from_dict(saved.model_config), self.config.model)
         with torch.device("meta"):  # no memory is taken for a model that the state does not fit
-            expected = self._prepared(build_detector(sizes)).state_dict()
-        check_fits("model", saved.model, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+            expected = build_detector(sizes).state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+        check_fits("model", lora.base_state(saved.model), shapes)
         return self._prepared(build_detector(sizes))
 
     def _prepared(self, model: GroundingDINO) -> GroundingDINO:
@@ -353,7 +354,7 @@ class Trainer:
         model, metadata = self.learner.for_evaluation(), self._provenance(figures)
         model_file.save_detector(path, model, metadata)
         if self.config.lora:
-            base = adapter.identity(lora.base_state(model))
+            base = adapter.identity(lora.base_state(model.state_dict()))
             origin = adapter.AdapterOrigin(self.config.lora, self._adapted_parts(), base, str(self.config.init_from))
             adapter.save_adapter(self.folder.adapter_of(path), model, origin, metadata)
 

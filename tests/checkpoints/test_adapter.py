@@ -28,7 +28,7 @@ def files(tmp_path_factory):
             for key, tensor in model.named_parameters():
                 if key.endswith(".0.b"):
                     tensor.normal_(std=0.05)
-        origin = adapter.AdapterOrigin(2, ("decoder",), adapter.identity(lora.base_state(model)), "tiny")
+        origin = adapter.AdapterOrigin(2, ("decoder",), adapter.identity(lora.base_state(model.state_dict())), "tiny")
         adapter.save_adapter(folder / f"{name}.safetensors", model, origin, {"note": "kept"})
         models[name] = lora.merged_state(model)
     return folder, models
@@ -48,7 +48,7 @@ def test_a_model_with_its_adapter_is_the_one_that_was_trained(files):
 def test_what_is_kept_beside_an_adapter_does_not_replace_how_it_was_made(tmp_path):
     model = tiny_model()
     lora.add_adapters(model, 2, ["decoder"])
-    origin = adapter.AdapterOrigin(2, ("decoder",), adapter.identity(lora.base_state(model)), "tiny")
+    origin = adapter.AdapterOrigin(2, ("decoder",), adapter.identity(lora.base_state(model.state_dict())), "tiny")
     of_another = {adapter.ADAPTER_KEY: json.dumps({"rank": 8}), "note": "kept"}
     adapter.save_adapter(tmp_path / "a.safetensors", model, origin, of_another)
     assert adapter.read_adapter(tmp_path / "a.safetensors")[0] == origin

@@ -396,6 +396,7 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(saved, value):
         load_model(path, "cpu")
     with pytest.raises(ValueError, match="not finite: 'level_embedding' holds NaN or infinity"):
         initial_model(TrainConfig(TINY, init_from=path))
+    assert not initial_model(TrainConfig(TINY, init_from=path, init_nonfinite=True)).level_embedding.isfinite().any()
     assert not load_model(path, "cpu", allow_nonfinite=True).model.level_embedding.isfinite().any()
 
 
