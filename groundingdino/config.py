@@ -134,6 +134,7 @@ def small_model() -> ModelConfig:
     )
 
 
+NORM_GROUPS = 16  # of the neck's group norms, where the width is no multiple of 32
 MODEL_PRESETS = {"swin_t": swin_t, "swin_b": swin_b, "swin_l": swin_l}
 
 
@@ -181,6 +182,7 @@ def _contradiction(config: ModelConfig) -> str | None:
         ("width", config.width, "num_heads", config.num_heads),
         ("fusion_width", config.fusion_width, "fusion_heads", config.fusion_heads),
         ("width", config.width, "text_layer_heads", config.text_layer_heads),
+        ("width", config.width, "the groups of the neck's norms,", NORM_GROUPS),
         ("text.width", text.width, "text.num_heads", text.num_heads),
         *(
             (f"backbone.embed_dim * {2**n}", backbone.embed_dim * 2**n, f"backbone.num_heads[{n}]", heads)

@@ -49,6 +49,7 @@ WRONG = {
     "unknown": [("colour", 1), ("backbone.colour", 1), ("text.colour", 1)],
     "at odds": [
         ("num_heads", 7),
+        ("width", 264),
         ("backbone.num_heads", [3, 6, 12]),
         ("backbone.out_stages", [1, 2, 7]),
         ("backbone.out_stages", [3, 2, 1]),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from groundingdino.config import NORM_GROUPS
+
 
 class ConvNorm(nn.Module):
     """Convolution and GroupNorm, no activation."""
@@ -11,7 +13,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, width: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, kernel_size, stride, padding=kernel_size // 2)
-        self.norm = nn.GroupNorm(32 if width % 32 == 0 else 16, width)
+        self.norm = nn.GroupNorm(32 if width % 32 == 0 else NORM_GROUPS, width)
         nn.init.xavier_uniform_(self.conv.weight)
         assert self.conv.bias is not None
         nn.init.zeros_(self.conv.bias)
