@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._dynamo.exc import BackendCompilerFailed
 
 from groundingdino.model.detector import GroundingDINO
 
@@ -51,6 +50,8 @@ class _Compiled:
         Raises:
             RuntimeError: the compiler is missing, or failed.
         """
+        from torch._dynamo.exc import BackendCompilerFailed  # a second to import
+
         with _one_at_a_time, _graphs_for_all_sizes():
             if self._run is None:
                 self._run = torch.compile(self._method, fullgraph=True, dynamic=True)
@@ -64,6 +65,9 @@ class _Compiled:
 @contextmanager
 def _graphs_for_all_sizes() -> Iterator[None]:
     """Settings of torch 2.9 under which a graph assumes nothing about the sizes that it was first seen with."""
+    import torch._dynamo.config
+    import torch.fx.experimental._config
+
     sizes = torch.fx.experimental._config.patch(  # type: ignore[attr-defined]
         use_duck_shape=False,  # two sides may be equally long
         backed_size_oblivious=True,  # a batch may be one image, and a map one window
