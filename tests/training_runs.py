@@ -205,5 +205,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
+def obey_ctrl_c() -> None:
+    """For a new process: one whose tests a shell runs behind "&" would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 import torch
 from golden_cases import tiny_model
-from training_runs import environment, free_port
+from training_runs import environment, free_port, obey_ctrl_c
 
 from groundingdino.checkpoints.model_file import save_detector
 from groundingdino.cli import demo, demo_page
@@ -74,7 +74,8 @@ def test_a_signal_ends_it_without_a_traceback(checkpoint, sent):
     pytest.importorskip("gradio")
     port = free_port()
     command = [sys.executable, "-m", "groundingdino", "demo", "--checkpoint", str(checkpoint), "--port", str(port)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment(), preexec_fn=obey_ctrl_c, **pipes)
     try:
         for _ in range(240):
             try:

@@ -13,7 +13,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from training_runs import environment, free_port
+from training_runs import environment, free_port, obey_ctrl_c
 
 from groundingdino.cli.console import INTERRUPTED
 from groundingdino.cli.label import Arguments, choice_record, understood
@@ -132,12 +132,20 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_ctrl_c_stops_it_in_one_line(folder):
     command = [sys.executable, "-m", "groundingdino", "label", "--review", folder, "--port", str(free_port())]
     with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=obey_ctrl_c,
     ) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert "(Ctrl-C stops it)" in first and process.returncode == INTERRUPTED
     assert errors == "groundingdino label: interrupted\n"
 
