@@ -16,7 +16,8 @@ from torch import Tensor
 from groundingdino.checkpoints import zoo
 from groundingdino.checkpoints.adapter import identity
 from groundingdino.checkpoints.formats import huggingface, idea, mmdet, original_head
-from groundingdino.checkpoints.formats.foreign_weights import WEIGHT_DTYPES, ForeignWeights, read_weights
+from groundingdino.checkpoints.formats.foreign_weights import ForeignWeights, read_weights
+from groundingdino.checkpoints.formats.key_table import check_types
 from groundingdino.checkpoints.formats.original_head import LABEL_EMBEDDING
 from groundingdino.checkpoints.formats.upgrade import upgrade
 from groundingdino.checkpoints.model_file import (
@@ -217,9 +218,10 @@ def _check_whole(source: ForeignWeights, weights: NativeWeights) -> None:
     )
     if problem:
         raise ValueError(f"{source.path}: not a whole Grounding DINO ({weights.config.name}), in our names: {problem}")
-    wrong = [f"{name} {tensor.dtype}" for name, tensor in weights.tensors.items() if tensor.dtype not in WEIGHT_DTYPES]
-    if wrong:
-        raise ValueError(f"{source.path}: {len(wrong)} weights are not float64, 32, 16 or bfloat16: {some(wrong)}")
+    try:
+        check_types(weights.tensors)
+    except ValueError as error:
+        raise ValueError(f"{source.path}: {error}") from error
 
 
 def tensor_digest(native: Mapping[str, Tensor]) -> str:

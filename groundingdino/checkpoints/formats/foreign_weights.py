@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from groundingdino.checkpoints.formats.pytorch_file import Inert, read_pytorch_file
@@ -24,7 +23,6 @@ NATIVE_CONFIG = "groundingdino.config"
 WHOLE, SHARDS, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"  # of transformers
 INDEX_LIMIT = 10_000_000  # bytes
 LONGEST_NAME = 255  # characters of a file's name
-WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Names that tell a model of Grounding DINO's architecture: all of these patterns occur.
 NAMINGS: dict[str, tuple[str, ...]] = {

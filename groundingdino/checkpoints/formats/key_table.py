@@ -15,6 +15,15 @@ from groundingdino.runtime.messages import some
 
 PATTERNS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias"}  # {i}, {j}: an index; {p}: of a layer's two parameters
 
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_types(tensors: Mapping[str, Tensor]) -> None:
+    """ValueError that names weights of types that a checkpoint of ours does not take."""
+    wrong = [f"{name} {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in WEIGHT_DTYPES]
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights are not float64, 32, 16 or bfloat16: {some(wrong)}")
+
 
 class KeyTable:
     """Renames by templates such as `"neck.convs.{i}.gn.{p}": "neck.projections.{i}.norm.{p}"`.
@@ -37,9 +46,7 @@ class KeyTable:
     def kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their tensors without those that are dropped. ValueError for 8-bit numbers, which cannot be moved about."""
         kept = {name: tensor for name, tensor in state.items() if self.dropped_because(name) is None}
-        tiny = [f"{name} {t.dtype}" for name, t in kept.items() if t.dtype.is_floating_point and t.dtype.itemsize == 1]
-        if tiny:
-            raise ValueError(f"{len(tiny)} weights are not float64, 32, 16 or bfloat16: {some(tiny)}")
+        check_types({name: t for name, t in kept.items() if t.dtype.is_floating_point and t.dtype.itemsize == 1})
         return kept
 
 
